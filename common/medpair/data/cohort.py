@@ -1,0 +1,182 @@
+"""What a generator must remember of the cohort it was trained on, stored beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medpair.data.dataset import Case, load_dataset
+from medpair.data.files import DataError, Volume, read_json, read_volume
+from medpair.data.labels import LabelMap
+
+# The robust range of a volume: a few hot voxels or a wide empty margin must not set the scale.
+ROBUST_PERCENTILES = (0.5, 99.5)
+# Two spacings closer than this (relative) are the same grid: headers carry rounding.
+SPACING_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Geometry, intensity scale and classes of a cohort.
+
+    Attributes:
+        name: the dataset's name.
+        labels: class names; the first is the background.
+        spacing: voxel size in millimetres, RAS axes.
+        sizes: sizes (W, H, D) of the training volumes, sorted, at ``spacing``.
+        intensity: median over the cohort of each volume's robust range (low, high).
+        integer: whether all intensities are whole numbers.
+        licence: the dataset's licence; what is generated from it inherits it.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    spacing: tuple[float, float, float]
+    sizes: tuple[tuple[int, int, int], ...]
+    intensity: tuple[float, float]
+    integer: bool
+    licence: str = ""
+
+    @property
+    def num_labels(self) -> int:
+        """Number of foreground classes."""
+        return len(self.labels) - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Cohort:
+        """Build from what ``to_json`` gave."""
+        plain = dict(content)
+        for key in ("labels", "spacing", "intensity"):
+            plain[key] = tuple(plain[key])
+        plain["sizes"] = tuple(tuple(size) for size in plain["sizes"])
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class LabelledVolume:
+    """A training pair in memory: RAS, at the cohort's spacing.
+
+    Attributes:
+        image: (W, H, D) float32, robust range mapped to -1..1 and clipped.
+        label: (W, H, D) class indices.
+        box: size of the pair.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+
+
+def robust_range(image: np.ndarray) -> tuple[float, float]:
+    """Return the 0.5th and 99.5th percentile; of a constant image, its value and the next float."""
+    low, high = (float(value) for value in np.percentile(image, ROBUST_PERCENTILES))
+    if high <= low:
+        low, high = float(image.min()), float(image.max())
+    # a constant image has no scale: everything maps to the low end
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def to_unit(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map ``low..high`` to -1..1 and clip."""
+    return np.clip((image - low) * (2.0 / (high - low)) - 1.0, -1.0, 1.0).astype(np.float32)
+
+
+def from_unit(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map -1..1 to ``low..high``."""
+    return (image + 1.0) * (0.5 * (high - low)) + low
+
+
+def resample(array: np.ndarray, old: Sequence[float], new: Sequence[float], order: int) -> np.ndarray:
+    """Resample (W, H, D) from one spacing to another; ``order`` 1 for images, 0 for labels."""
+    from scipy.ndimage import zoom
+
+    if np.allclose(old, new, rtol=SPACING_TOLERANCE):
+        return array
+    size = [max(1, round(n * a / b)) for n, a, b in zip(array.shape, old, new, strict=True)]
+    factors = [s / n for s, n in zip(size, array.shape, strict=True)]
+    return zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+
+
+def read_cohort(
+    dataset_dir: str | Path,
+    label_group: str | None = None,
+    spacing: Sequence[float] | None = None,
+    split: str = "training",
+) -> tuple[Cohort, list[LabelledVolume]]:
+    """Read one split of a dataset folder: all pairs in memory, and what to remember of them.
+
+    Args:
+        dataset_dir: the dataset folder.
+        label_group: name of a merge of labels, or None.
+        spacing: millimetres per RAS axis; default the median of the split. Volumes whose spacing
+            differs by more than 5 % are resampled (images linearly, labels by nearest neighbour).
+        split: which list of ``dataset.json``.
+
+    Raises:
+        DataError: if a file cannot be used; names the file.
+    """
+    folder = load_dataset(dataset_dir)
+    labels = folder.labels(label_group)
+    cases = folder.split(split)
+    raw = [_read_pair(case, labels) for case in cases]
+    median = np.median([image.spacing for image, _ in raw], axis=0)
+    grid = [float(value) for value in (median if spacing is None else spacing)]
+    volumes, ranges = [], []
+    for image, label in raw:
+        array = resample(image.array, image.spacing, grid, order=1)
+        ranges.append(robust_range(array))
+        volumes.append(
+            LabelledVolume(
+                to_unit(array, *ranges[-1]), resample(label, image.spacing, grid, order=0)
+            )
+        )
+    low, high = (float(value) for value in np.median(ranges, axis=0))
+    cohort = Cohort(
+        name=folder.name,
+        labels=labels.names,
+        spacing=(grid[0], grid[1], grid[2]),
+        sizes=tuple(sorted((v.image.shape[0], v.image.shape[1], v.image.shape[2]) for v in volumes)),
+        intensity=(low, high),
+        integer=all(bool((image.array == np.rint(image.array)).all()) for image, _ in raw),
+        licence=str(folder.content.get("licence", folder.content.get("license", ""))),
+    )
+    return cohort, volumes
+
+
+def _read_pair(case: Case, labels: LabelMap) -> tuple[Volume, np.ndarray]:
+    """Read the image and the label of a case; both in RAS."""
+    if case.label is None:
+        raise DataError(f"{case.image}: expected a label beside the image, found none")
+    image = read_volume(case.image)
+    if not np.isfinite(image.array).all():
+        raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
+    label = read_volume(case.label)
+    if label.array.shape != image.array.shape:
+        raise DataError(
+            f"{case.label}: expected the image's shape {image.array.shape}, "
+            f"found {label.array.shape}"
+        )
+    values = np.rint(label.array)
+    if np.abs(values - label.array).max() > 1e-3:
+        raise DataError(f"{case.label}: expected whole label values, found fractions")
+    return image, labels.encode(values.astype(np.int64), str(case.label))
+
+
+def read_card(checkpoint: str | Path) -> dict[str, Any]:
+    """Read the card (``model.json``) that lies beside a checkpoint (``model.pt``).
+
+    Raises:
+        DataError: if it is missing or has no cohort.
+    """
+    path = Path(checkpoint).with_suffix(".json")
+    card = read_json(path)
+    if not isinstance(card, dict) or "cohort" not in card:
+        raise DataError(f"{path}: cohort: expected an entry of that name, found none")
+    return card

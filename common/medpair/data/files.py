@@ -1,0 +1,183 @@
+"""Files that are complete or absent, and volumes read from and written to NIfTI.
+
+Every writer here writes beside the final name, flushes to the disk, and renames: a file under its
+final name is whole, whenever the process is killed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+VOLUME_ENDINGS = (".nii.gz", ".nii")
+
+
+class DataError(ValueError):
+    """A file or dataset that cannot be used; the message names file, expected and found."""
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success flush it and rename it to ``path``.
+
+    The temporary name keeps the ending (NIfTI readers look at it) and starts with a dot. It is
+    removed when the block raises.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{final.name}", dir=final.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes private files; give the usual permissions of a new file
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
+        os.replace(partial, final)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` atomically as UTF-8."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write ``content`` atomically as indented JSON; NaN and infinity are refused."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: if the file is missing or is not JSON; the message has the line and column.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected a JSON file, found nothing there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected valid JSON, found {error}") from None
+
+
+def save_torch(path: str | Path, content: Any) -> None:
+    """Save a checkpoint atomically, after proving that ``weights_only`` loading accepts it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(0)
+    torch.load(buffer, map_location="cpu", weights_only=True)
+    with atomic_path(path) as partial:
+        partial.write_bytes(buffer.getvalue())
+
+
+def load_torch(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
+    """Load a checkpoint with ``weights_only=True``.
+
+    Raises:
+        DataError: if it is missing, truncated, or holds anything but plain data and tensors.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected a checkpoint, found nothing there") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path}: expected a checkpoint of plain tensors, found one that does not load "
+            f"({Path(path).stat().st_size} bytes): {reason}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3D volume in RAS order (x to the right, y to the front, z up) with its geometry.
+
+    Attributes:
+        array: (W, H, D) voxels.
+        affine: (4, 4) voxel to world, millimetres.
+        orientation: axis codes of the file it came from, such as ``PSR``; writing restores them.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    orientation: str = field(default="RAS")
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size per axis in millimetres."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+
+def read_volume(path: str | Path, dtype: Any = np.float32) -> Volume:
+    """Read a NIfTI volume and bring it to RAS; oblique grids keep their obliqueness.
+
+    Raises:
+        DataError: if the file is missing, truncated, not NIfTI, or not three-dimensional.
+    """
+    try:
+        image = nib.load(path)
+        if len(image.shape) == 4 and image.shape[3] == 1:
+            image = image.slicer[..., 0]
+        if len(image.shape) != 3:
+            raise DataError(f"{path}: expected a 3D volume, found shape {tuple(image.shape)}")
+        orientation = "".join(nib.aff2axcodes(image.affine))
+        canonical = nib.as_closest_canonical(image)
+        array = np.asarray(canonical.dataobj).astype(dtype, copy=False)
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected a NIfTI volume, found nothing there") from None
+    except Exception as error:  # nibabel raises a dozen kinds for damaged files
+        raise DataError(f"{path}: expected a readable NIfTI volume, found {error}") from error
+    return Volume(array, np.asarray(canonical.affine, dtype=np.float64), orientation)
+
+
+def write_volume(path: str | Path, volume: Volume, dtype: Any = None) -> None:
+    """Write a volume atomically as NIfTI in the orientation it came from.
+
+    sform equals qform where the grid can be expressed by both, units are millimetres. Floats
+    stored as integers get the scale that nibabel derives unless they are whole numbers in range.
+
+    Args:
+        path: final name, ending in ``.nii`` or ``.nii.gz``.
+        volume: array and geometry.
+        dtype: type on disk; default the array's own.
+    """
+    dtype = np.dtype(volume.array.dtype if dtype is None else dtype)
+    image = nib.Nifti1Image(volume.array, volume.affine, dtype=dtype)
+    target = nib.orientations.axcodes2ornt(tuple(volume.orientation))
+    start = nib.orientations.io_orientation(volume.affine)
+    image = image.as_reoriented(nib.orientations.ornt_transform(start, target))
+    image.header.set_data_dtype(dtype)
+    image.set_qform(image.affine, code=1)
+    image.set_sform(image.affine, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    with atomic_path(path) as partial:
+        nib.save(image, partial)
+
+
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Append one line of JSON; a line is written by one call, so that readers never see half."""
+    line = json.dumps(dict(record), allow_nan=False) + "\n"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(line)

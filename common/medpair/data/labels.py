@@ -1,0 +1,128 @@
+"""Label values: merging them into groups, and label maps as network channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medpair.data.files import DataError
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The classes of a dataset: index 0 is background, index k the k-th class.
+
+    Stored values may be any integers; networks and written datasets use the indices.
+
+    Attributes:
+        names: name of each class; ``names[0]`` is the background's.
+        values: for each class, the stored values merged into it.
+        ignored: stored values that the label set has but the chosen group does not: background.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    ignored: tuple[int, ...] = ()
+
+    @property
+    def num_labels(self) -> int:
+        """Number of foreground classes."""
+        return len(self.names) - 1
+
+    @property
+    def channel_def(self) -> dict[str, int]:
+        """Return ``{name: index}``, the ``labels`` entry of a dataset written with this map."""
+        return {name: index for index, name in enumerate(self.names)}
+
+    def known(self) -> set[int]:
+        """All stored values that this map accepts."""
+        return {value for group in self.values for value in group} | set(self.ignored)
+
+    def encode(self, stored: np.ndarray, source: str = "label") -> np.ndarray:
+        """Map stored values (any shape, integers) to class indices, uint8 or uint16.
+
+        Raises:
+            DataError: if a value is not in the label set; names the values and ``source``.
+        """
+        found = np.unique(stored)
+        unknown = sorted({int(value) for value in found} - self.known())
+        if unknown:
+            raise DataError(
+                f"{source}: expected label values in {short_list(sorted(self.known()))}, "
+                f"found {short_list(unknown)}"
+            )
+        dtype = np.uint8 if len(self.names) <= 256 else np.uint16
+        lowest = int(found[0]) if len(found) else 0
+        table = np.zeros((int(found[-1]) - lowest + 1) if len(found) else 1, dtype=dtype)
+        for index, group in enumerate(self.values):
+            for value in group:
+                if 0 <= value - lowest < len(table):
+                    table[value - lowest] = index
+        return table[stored.astype(np.int64) - lowest]
+
+    @classmethod
+    def from_dataset_json(cls, content: Mapping[str, Any], group: str | None = None) -> LabelMap:
+        """Build the map from a ``dataset.json``; ``group`` names one of its ``label_groups``.
+
+        Raises:
+            DataError: if there are no labels, no background, or no such group.
+        """
+        labels = {str(name): int(value) for name, value in content.get("labels", {}).items()}
+        if 0 not in labels.values() or len(labels) < 2:
+            raise DataError(
+                "labels: expected names with values, 0 for the background and at least one more, "
+                f"found {labels}"
+            )
+        background = next(name for name, value in labels.items() if value == 0)
+        if group is None:
+            ordered = sorted((value, name) for name, value in labels.items() if value != 0)
+            names = [name for _, name in ordered]
+            return cls((background, *names), ((0,), *((value,) for value, _ in ordered)))
+        groups = content.get("label_groups", {})
+        if group not in groups:
+            raise DataError(f"label_group: expected one of {sorted(groups)}, found {group!r}")
+        entries = [groups[group][key] for key in sorted(groups[group], key=int)]
+        entries = [entry for entry in entries if 0 not in entry["values"]]
+        values = tuple(tuple(int(value) for value in entry["values"]) for entry in entries)
+        merged = {value for merged_values in values for value in merged_values}
+        rest = tuple(sorted(set(labels.values()) - merged - {0}))
+        names = [str(entry["name"]) for entry in entries]
+        return cls((background, *names), ((0,), *values), rest)
+
+
+@dataclass(frozen=True)
+class LabelChannels:
+    """Label maps as the channels that a tanh network can draw, and back.
+
+    One channel per foreground class holds ``off`` or ``on``. A voxel belongs to the class whose
+    channel is largest, and to the background where no channel exceeds ``threshold``. With one
+    class, ``off=0, on=1, threshold=0.4`` this is exactly the rule of Subramaniam et al.'s code.
+    """
+
+    num_labels: int
+    off: float = -1.0
+    on: float = 1.0
+    threshold: float = 0.0
+
+    def encode(self, label: Tensor) -> Tensor:
+        """(B, 1, H, W, D) class indices -> (B, num_labels, H, W, D) channels."""
+        classes = torch.arange(1, self.num_labels + 1, device=label.device)
+        hot = label == classes.view(1, -1, *[1] * (label.ndim - 2)).to(label.dtype)
+        return torch.where(hot, self.on, self.off).float()
+
+    def decode(self, channels: Tensor) -> Tensor:
+        """(B, num_labels, H, W, D) channels -> (B, 1, H, W, D) class indices, uint8."""
+        top, index = channels.max(dim=1, keepdim=True)
+        return torch.where(top > self.threshold, index + 1, 0).to(torch.uint8)
+
+
+def short_list(values: Sequence[Any], limit: int = 12) -> str:
+    """Return the first values and how many more there are, for messages."""
+    shown = ", ".join(str(value) for value in values[:limit])
+    more = len(values) - limit
+    return f"[{shown}, and {more} more]" if more > 0 else f"[{shown}]"

@@ -1,0 +1,62 @@
+"""Randomness that is a function of counters, never of what ran before.
+
+Every random draw takes its seed from (seed, a counter, ...): an interrupted run that knows its
+counters goes on as if nothing had happened, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+def derive_seed(*counters: int) -> int:
+    """Return a 63-bit seed that depends on all counters (non-negative integers)."""
+    state = np.random.SeedSequence([int(counter) for counter in counters]).generate_state(2)
+    return (int(state[0]) << 31) ^ int(state[1])
+
+
+def torch_generator(*counters: int) -> torch.Generator:
+    """Return a CPU generator seeded by the counters; draws are the same for every device."""
+    return torch.Generator().manual_seed(derive_seed(*counters))
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yield ``(epoch, index)`` in an order that depends on (seed, epoch) alone.
+
+    Args:
+        length: number of items.
+        seed: of the order.
+        size: items per epoch; default ``length``. More than ``length`` repeats the order of
+            further epochs' draws, so that a small and a large dataset can train equally long.
+    """
+
+    def __init__(self, length: int, seed: int = 0, size: int | None = None) -> None:
+        if length < 1:
+            raise ValueError(f"length: expected at least one item, found {length}")
+        self.length = length
+        self.seed = seed
+        self.size = size or length
+        self.epoch = 0
+        self.skip = 0
+
+    def resume_at(self, epoch: int, skip: int) -> None:
+        """Let the next pass be ``epoch`` (from 0), without its first ``skip`` items."""
+        self.epoch, self.skip = epoch, skip
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, skip = self.epoch, self.skip
+        self.epoch, self.skip = epoch + 1, 0
+        order: list[int] = []
+        turn = 0
+        while len(order) < self.size:
+            generator = torch_generator(self.seed, epoch, turn)
+            order += torch.randperm(self.length, generator=generator).tolist()
+            turn += 1
+        return iter([(epoch, index) for index in order[skip : self.size]])

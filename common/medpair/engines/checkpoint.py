@@ -1,0 +1,192 @@
+"""Checkpoints from which a run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from medpair import __version__
+from medpair.data.cohort import Cohort
+from medpair.data.files import DataError, load_torch, save_torch, write_json
+from medpair.data.labels import LabelChannels
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+MODEL = "model.pt"
+CARD = "model.json"
+
+
+class TrainingCheckpoint:
+    """Save and restore a whole training run; a handler for trainers with ``state_objects()``.
+
+    Leaves two files in ``output_dir``: ``checkpoint.pt`` (everything needed to go on: networks,
+    optimizers, averages, counters, random state) and ``model.pt`` (what inference loads: the
+    trainer's ``model_state()``). Both are written atomically. On SIGTERM or SIGINT the running step
+    is finished and saved, and the process exits with 143 or 130.
+
+    Args:
+        output_dir: where the files go.
+        interval: epochs between checkpoints; the last epoch is always saved.
+        resume: go on from ``checkpoint.pt`` when it is there.
+        settings: plain values that must not change between the parts of one run.
+
+    Raises:
+        DataError: when resuming with other settings; lists what differs.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        interval: int = 1,
+        resume: bool = True,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(output_dir)
+        self.interval = interval
+        self.resume = resume
+        self.settings = plain(dict(settings or {}))
+        self.stop_signal: int | None = None
+        self.saved_iteration = -1
+        self._previous: dict[int, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
+        engine.add_event_handler(Events.COMPLETED, self._complete)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._restore_signals_and_raise)
+
+    def save(self, engine: Any) -> None:
+        """Write ``checkpoint.pt`` and ``model.pt``."""
+        state = {
+            "iteration": int(engine.state.iteration),
+            "epoch_length": int(engine.state.epoch_length),
+            "settings": self.settings,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "objects": {
+                name: thing.state_dict() for name, thing in engine.state_objects().items()
+            },
+        }
+        # the model first: a run whose checkpoint says "finished" has its model
+        save_torch(self.folder / MODEL, engine.model_state())
+        save_torch(self.folder / CHECKPOINT, state)
+        self.saved_iteration = state["iteration"]
+
+    def _start(self, engine: Any) -> None:
+        """Restore the run if there is one, and take over the stop signals."""
+        path = self.folder / CHECKPOINT
+        if self.resume and path.exists():
+            self._restore(engine, path)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask_stop)
+
+    def _restore(self, engine: Any, path: Path) -> None:
+        state = load_torch(path)
+        differing = [
+            f"{key}: {state['settings'].get(key)!r} then, {self.settings.get(key)!r} now"
+            for key in sorted({*state["settings"], *self.settings})
+            if state["settings"].get(key) != self.settings.get(key)
+        ]
+        if int(engine.state.epoch_length) != state["epoch_length"]:
+            differing.append(
+                f"iterations per epoch: {state['epoch_length']} then, "
+                f"{engine.state.epoch_length} now"
+            )
+        if differing:
+            raise DataError(
+                f"{path}: expected the settings that this run began with, found changes in "
+                + "; ".join(differing)
+                + " (--resume false starts anew, another output_dir keeps both)"
+            )
+        for name, thing in engine.state_objects().items():
+            thing.load_state_dict(state["objects"][name])
+        torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available() and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        iteration, length = state["iteration"], state["epoch_length"]
+        engine.state.iteration = self.saved_iteration = iteration
+        engine.state.epoch = iteration // length
+        loader = engine.data_loader
+        done = (iteration % length) * (loader.batch_size or 1)
+        loader.sampler.resume_at(iteration // length, done)
+        logger.info("%s: going on after iteration %d", path, iteration)
+
+    def _ask_stop(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; a second one acts at once."""
+        self.stop_signal = number
+        logger.warning("%s: finishing this step, then saving", signal.Signals(number).name)
+        signal.signal(number, self._previous.get(number, signal.SIG_DFL))
+
+    def _stop_if_asked(self, engine: Any) -> None:
+        if self.stop_signal is not None:
+            self.save(engine)
+            self._restore_signals()
+            raise SystemExit(128 + self.stop_signal)
+
+    def _complete(self, engine: Any) -> None:
+        if self.saved_iteration != engine.state.iteration:
+            self.save(engine)
+        self._restore_signals()
+
+    def _restore_signals(self) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous.clear()
+
+    def _restore_signals_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self._restore_signals()
+        raise error
+
+
+class ModelCard:
+    """Write ``model.json`` beside ``model.pt``: what sampling must know beside the weights.
+
+    Args:
+        output_dir: where the file goes.
+        cohort: the training cohort.
+        label_channels: how label maps become channels.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, cohort: Cohort, label_channels: LabelChannels
+    ) -> None:
+        self.path = Path(output_dir) / CARD
+        self.cohort = cohort
+        self.label_channels = label_channels
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer whose ``generator`` has ``settings``."""
+        engine.add_event_handler(Events.STARTED, self._write)
+
+    def _write(self, engine: Any) -> None:
+        write_json(
+            self.path,
+            {
+                "medpair_version": __version__,
+                "cohort": self.cohort.to_json(),
+                "generator": engine.generator.settings,
+                "label_channels": asdict(self.label_channels),
+            },
+        )
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` with tuples as lists and paths as text, so that it compares after loading."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,157 @@
+"""What a training run tells while it runs: numbers, pictures, time left."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from medpair.data.files import append_jsonl, atomic_path, write_text
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Write the trainer's output to ``metrics.jsonl`` and TensorBoard, and show a progress bar.
+
+    Every ``interval`` iterations one line with the means since the last line. When a run goes on
+    from a checkpoint, lines after it are dropped: they will be written again.
+
+    Args:
+        output_dir: where the files go.
+        interval: iterations between lines.
+        keys: entries of the trainer's output to log; default all numbers.
+        progress: show the bar.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        interval: int = 20,
+        keys: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.folder = Path(output_dir)
+        self.path = self.folder / METRICS
+        self.interval = interval
+        self.keys = keys
+        self.progress = progress
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.writer: SummaryWriter | None = None
+        self.bar: Any = None
+        self.since = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer; attach after the checkpoint, which sets the iteration."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+
+    def _start(self, engine: Any) -> None:
+        iteration = engine.state.iteration
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["iteration"] <= iteration]
+            write_text(self.path, "".join(line + "\n" for line in kept))
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=iteration + 1)
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=engine.state.max_epochs * engine.state.epoch_length,
+            initial=iteration,
+            unit="step",
+            disable=not self.progress,
+            mininterval=0.5 if terminal else 20.0,
+            dynamic_ncols=terminal,
+        )
+        self.since = time.monotonic()
+
+    def _iteration(self, engine: Any) -> None:
+        output = engine.state.output
+        output = output[0] if isinstance(output, list) else output
+        for key, value in output.items():
+            if self.keys is not None and key not in self.keys:
+                continue
+            if isinstance(value, torch.Tensor) and value.numel() == 1:
+                value = value.item()
+            if isinstance(value, (int, float)):
+                self.sums[key] = self.sums.get(key, 0.0) + float(value)
+        self.count += 1
+        self.bar.update(1)
+        iteration = engine.state.iteration
+        last = iteration == engine.state.max_epochs * engine.state.epoch_length
+        if iteration % self.interval == 0 or last:
+            self._flush(engine)
+
+    def _flush(self, engine: Any) -> None:
+        means = {key: total / self.count for key, total in self.sums.items()}
+        now = time.monotonic()
+        record: dict[str, Any] = {
+            "iteration": engine.state.iteration,
+            "epoch": engine.state.epoch,
+            "seconds_per_iteration": (now - self.since) / self.count,
+            **means,
+        }
+        append_jsonl(self.path, record)
+        assert self.writer is not None
+        for key, value in means.items():
+            self.writer.add_scalar(f"train/{key}", value, engine.state.iteration)
+        self.bar.set_postfix({key: f"{value:.3g}" for key, value in list(means.items())[:4]})
+        self.sums, self.count, self.since = {}, 0, now
+
+    def _close(self, engine: Engine) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+class ExamplePairs:
+    """Every ``interval`` epochs, draw a few pairs from fixed latents as a picture.
+
+    Goes to ``samples/epoch_NNNN.png`` in ``output_dir`` and to TensorBoard.
+
+    Args:
+        output_dir: where the pictures go.
+        interval: epochs between pictures.
+        count: pairs in a picture.
+        seed: of the latents.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, interval: int = 1, count: int = 4, seed: int = 0
+    ) -> None:
+        self.folder = Path(output_dir)
+        self.interval = interval
+        self.count = count
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a ``WGANTrainer``."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._draw)
+
+    def _draw(self, engine: Any) -> None:
+        from medpair.report.preview import picture_of, save_png
+
+        network = engine.averaged.network
+        generator = torch.Generator().manual_seed(self.seed)
+        latent = torch.randn(self.count, network.latent_size, generator=generator)
+        with torch.no_grad():
+            pair = network(latent.to(engine.state.device)).float().cpu()
+        label = engine.label_channels.decode(pair[:, 1:])
+        rows = [(pair[i, 0].numpy(), label[i, 0].numpy(), "") for i in range(len(pair))]
+        picture = picture_of(rows)
+        path = self.folder / "samples" / f"epoch_{engine.state.epoch:04d}.png"
+        with atomic_path(path) as partial:
+            save_png(partial, picture)
+        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
+            writer.add_image("pairs", picture, engine.state.iteration, dataformats="HWC")

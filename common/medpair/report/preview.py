@@ -1,0 +1,141 @@
+"""Pictures of pairs: three planes of each volume, the label laid over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw
+
+from medpair.data.cohort import robust_range
+from medpair.data.dataset import load_dataset
+from medpair.data.files import atomic_path, read_volume
+
+OVERLAY_STRENGTH = 0.45
+GAP = 2
+
+
+def colours(count: int) -> np.ndarray:
+    """Return (count, 3) distinct colours, 0..255; index 0 (background) is black."""
+    table = mpl.colormaps["tab10" if count <= 10 else "gist_rainbow"]
+    picks = np.arange(count) if count <= 10 else np.linspace(0, 1, count)
+    rgb = np.array([table(int(p) if count <= 10 else float(p))[:3] for p in picks])
+    # red first: blue is hard to see on grey
+    rgb = np.roll(rgb, -3, axis=0) if count <= 10 else rgb
+    return np.vstack([[0, 0, 0], (rgb * 255)[: count - 1]]) if count > 1 else np.zeros((1, 3))
+
+
+def overlay(image: np.ndarray, label: np.ndarray | None, palette: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) uint8 of a slice in 0..1, its classes laid over in colour."""
+    grey = np.repeat((np.clip(image, 0, 1) * 255)[..., None], 3, axis=2)
+    if label is not None:
+        painted = label > 0
+        tint = palette[np.minimum(label, len(palette) - 1)]
+        grey[painted] = (1 - OVERLAY_STRENGTH) * grey[painted] + OVERLAY_STRENGTH * tint[painted]
+    return grey.astype(np.uint8)
+
+
+def planes(volume: np.ndarray, centre: Sequence[int]) -> list[np.ndarray]:
+    """Return the axial, coronal and sagittal slice through ``centre`` of (W, H, D), head up."""
+    x, y, z = centre
+    return [volume[:, :, z].T[::-1], volume[:, y, :].T[::-1], volume[x].T[::-1]]
+
+
+def picture_of(
+    rows: Sequence[tuple[np.ndarray, np.ndarray | None, str]], columns: int = 2, scale: int = 3
+) -> np.ndarray:
+    """Return (H, W, 3) uint8: each pair as three planes, plain and with its label.
+
+    Args:
+        rows: (image (W, H, D), label (W, H, D) or None, caption) of each pair.
+        columns: pairs side by side.
+        scale: enlargement, each voxel a square.
+    """
+    most = max((int(label.max()) if label is not None else 0 for _, label, _ in rows), default=0)
+    palette = colours(most + 1)
+    tiles = [_tile(image, label, caption, palette, scale) for image, label, caption in rows]
+    height = max(tile.shape[0] for tile in tiles)
+    width = max(tile.shape[1] for tile in tiles)
+    lines = -(-len(tiles) // columns)
+    sheet = np.full((lines * (height + GAP), columns * (width + GAP), 3), 255, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return sheet
+
+
+def _tile(
+    image: np.ndarray, label: np.ndarray | None, caption: str, palette: np.ndarray, scale: int
+) -> np.ndarray:
+    """One pair: the three planes in a row, above the same with the label."""
+    low, high = robust_range(image)
+    grey = (image - low) / (high - low)
+    centre = [size // 2 for size in image.shape]
+    if label is not None and label.any():
+        # the planes through most of the label, rather than through the volume's middle
+        centre = [int(np.argmax((label > 0).sum(axis=other))) for other in ((1, 2), (0, 2), (0, 1))]
+    plain = [overlay(view, None, palette) for view in planes(grey, centre)]
+    strips = [plain]
+    if label is not None:
+        labelled = planes(label.astype(int), centre)
+        strips.append(
+            [overlay(v, k, palette) for v, k in zip(planes(grey, centre), labelled, strict=True)]
+        )
+    tile = np.vstack([_row(strip) for strip in strips])
+    tile = tile.repeat(scale, axis=0).repeat(scale, axis=1)
+    if not caption:
+        return tile
+    band = Image.new("RGB", (tile.shape[1], 14), "white")
+    ImageDraw.Draw(band).text((2, 1), caption, fill="black")
+    return np.vstack([np.asarray(band), tile])
+
+
+def _row(views: Sequence[np.ndarray]) -> np.ndarray:
+    """Join slices of different height side by side on black."""
+    height = max(view.shape[0] for view in views)
+    padded = [
+        np.pad(view, ((0, height - view.shape[0]), (0, GAP), (0, 0)), constant_values=0)
+        for view in views
+    ]
+    return np.hstack(padded)
+
+
+def save_png(path: str | Path, picture: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 as PNG to a path of any name."""
+    Image.fromarray(picture).save(path, format="PNG")
+
+
+def preview_datasets(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    count: int = 4,
+    split: str = "training",
+    label_group: str | None = None,
+) -> Path:
+    """Write one picture with pairs of each folder, a column a folder.
+
+    Returns:
+        The path of the PNG.
+    """
+    columns = []
+    for folder in folders:
+        dataset = load_dataset(folder)
+        labels = dataset.labels(label_group)
+        picks = dataset.split(split)[:count]
+        column = []
+        for case in picks:
+            image = read_volume(case.image).array
+            label = None
+            if case.label is not None:
+                stored = read_volume(case.label, np.int64).array
+                label = labels.encode(stored, str(case.label))
+            column.append((image, label, f"{dataset.name}: {case.name}"))
+        columns.append(column)
+    rows = [pair for line in zip(*columns, strict=False) for pair in line]
+    largest = max(max(image.shape) for image, _, _ in rows)
+    picture = picture_of(rows, columns=len(columns), scale=max(1, 160 // largest))
+    with atomic_path(output) as partial:
+        save_png(partial, picture)
+    return Path(output)
