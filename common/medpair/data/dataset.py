@@ -1,8 +1,9 @@
 """The data contract: a folder with a ``dataset.json``, read and written.
 
 ``dataset.json`` has ``name``, ``channel_names``, ``labels`` {name: value}, ``file_ending`` and the
-lists ``training`` / ``validation`` / ``test`` of ``{"image", "label"[, "roi"]}`` with paths relative
-to the folder. It is a Decathlon datalist, and what the writer leaves is a valid nnU-Net raw dataset.
+lists ``training`` / ``validation`` / ``test`` of ``{"image", "label"[, "roi"]}`` with paths
+relative to the folder. It is a Decathlon datalist, and what the writer leaves is a valid nnU-Net
+raw dataset.
 """
 
 from __future__ import annotations
@@ -121,9 +122,21 @@ def as_folders(dataset_dir: str | Path | Sequence[str | Path]) -> list[Path]:
     if isinstance(dataset_dir, (str, Path)):
         text = str(dataset_dir)
         if text.startswith("[") and text.endswith("]"):
-            return [Path(entry) for entry in json.loads(text.replace("'", '"'))]
+            return [Path(entry) for entry in _parse_list(text)]
         return [Path(text)]
     return [Path(entry) for entry in dataset_dir]
+
+
+def _parse_list(text: str) -> list[str]:
+    """Parse a list of paths as a command line passes it: quoted once or twice."""
+    for candidate in (text, text.replace("'", '"')):
+        try:
+            paths = json.loads(candidate)
+        except json.JSONDecodeError:
+            continue
+        if all(isinstance(path, str) for path in paths):
+            return paths
+    raise DataError(f'dataset_dir: expected a folder or ["folder", ...], found {text}')
 
 
 def entry(name: str, split: str = "training", roi: bool = False) -> dict[str, str]:

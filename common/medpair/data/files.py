@@ -163,7 +163,11 @@ def write_volume(path: str | Path, volume: Volume, dtype: Any = None) -> None:
         dtype: type on disk; default the array's own.
     """
     dtype = np.dtype(volume.array.dtype if dtype is None else dtype)
-    image = nib.Nifti1Image(volume.array, volume.affine, dtype=dtype)
+    array = volume.array
+    if dtype.kind in "iu" and array.dtype.kind == "f" and _holds(dtype, array):
+        # nibabel scales any float to the full integer range: 1 would come back as 1.004
+        array = array.astype(dtype)
+    image = nib.Nifti1Image(array, volume.affine, dtype=dtype)
     target = nib.orientations.axcodes2ornt(tuple(volume.orientation))
     start = nib.orientations.io_orientation(volume.affine)
     image = image.as_reoriented(nib.orientations.ornt_transform(start, target))
@@ -173,6 +177,15 @@ def write_volume(path: str | Path, volume: Volume, dtype: Any = None) -> None:
     image.header.set_xyzt_units("mm", "sec")
     with atomic_path(path) as partial:
         nib.save(image, partial)
+
+
+def _holds(dtype: np.dtype, array: np.ndarray) -> bool:
+    """Return whether all values of a float array are whole numbers in the range of ``dtype``."""
+    limits = np.iinfo(dtype)
+    low, high = array.min(initial=0), array.max(initial=0)
+    # half open: the largest int64 is no float
+    inside = limits.min <= low and high < float(limits.max) + 1
+    return bool(inside) and np.array_equal(array, np.rint(array))
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -44,12 +44,18 @@ class LabelMap:
         return {value for group in self.values for value in group} | set(self.ignored)
 
     def encode(self, stored: np.ndarray, source: str = "label") -> np.ndarray:
-        """Map stored values (any shape, integers) to class indices, uint8 or uint16.
+        """Map stored values (any shape, whole numbers) to class indices, uint8 or uint16.
 
         Raises:
-            DataError: if a value is not in the label set; names the values and ``source``.
+            DataError: if a value is a fraction or not in the label set; names the values and
+                ``source``.
         """
         found = np.unique(stored)
+        fractions = found[~np.isfinite(found) | (found != np.rint(found))]
+        if fractions.size:
+            raise DataError(
+                f"{source}: expected whole label values, found {short_list(fractions.tolist())}"
+            )
         unknown = sorted({int(value) for value in found} - self.known())
         if unknown:
             raise DataError(
@@ -72,7 +78,9 @@ class LabelMap:
         Raises:
             DataError: if there are no labels, no background, or no such group.
         """
-        labels = {str(name): int(value) for name, value in content.get("labels", {}).items()}
+        labels = content.get("labels")
+        if not isinstance(labels, Mapping) or not all(map(is_whole, labels.values())):
+            raise DataError(f"labels: expected {{name: whole number}}, found {labels}")
         if 0 not in labels.values() or len(labels) < 2:
             raise DataError(
                 "labels: expected names with values, 0 for the background and at least one more, "
@@ -86,12 +94,18 @@ class LabelMap:
         groups = content.get("label_groups", {})
         if group not in groups:
             raise DataError(f"label_group: expected one of {sorted(groups)}, found {group!r}")
-        entries = [groups[group][key] for key in sorted(groups[group], key=int)]
-        entries = [entry for entry in entries if 0 not in entry["values"]]
-        values = tuple(tuple(int(value) for value in entry["values"]) for entry in entries)
+        try:
+            entries = [groups[group][key] for key in sorted(groups[group], key=int)]
+            entries = [entry for entry in entries if 0 not in entry["values"]]
+            values = tuple(tuple(int(value) for value in entry["values"]) for entry in entries)
+            names = [str(entry["name"]) for entry in entries]
+        except (LookupError, TypeError, ValueError):
+            expected = '{index: {"name": name, "values": [whole numbers]}}'
+            raise DataError(
+                f"label_groups.{group}: expected {expected}, found {groups[group]}"
+            ) from None
         merged = {value for merged_values in values for value in merged_values}
         rest = tuple(sorted(set(labels.values()) - merged - {0}))
-        names = [str(entry["name"]) for entry in entries]
         return cls((background, *names), ((0,), *values), rest)
 
 
@@ -116,9 +130,18 @@ class LabelChannels:
         return torch.where(hot, self.on, self.off).float()
 
     def decode(self, channels: Tensor) -> Tensor:
-        """(B, num_labels, H, W, D) channels -> (B, 1, H, W, D) class indices, uint8."""
+        """(B, num_labels, H, W, D) channels -> (B, 1, H, W, D) class indices.
+
+        They are uint8, or int32 where there are more than 255 classes.
+        """
         top, index = channels.max(dim=1, keepdim=True)
-        return torch.where(top > self.threshold, index + 1, 0).to(torch.uint8)
+        dtype = torch.uint8 if self.num_labels <= 255 else torch.int32
+        return torch.where(top > self.threshold, index + 1, 0).to(dtype)
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value of a JSON file is a whole number; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def short_list(values: Sequence[Any], limit: int = 12) -> str:

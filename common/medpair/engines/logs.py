@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from medpair.data.files import append_jsonl, atomic_path, write_text
+from medpair.data.patches import crop_box
+from medpair.report.preview import picture_of, save_png
 
 METRICS = "metrics.jsonl"
 
@@ -115,6 +118,26 @@ class MetricsLog:
             self.writer.close()
 
 
+class ValidationLog:
+    """Append the evaluator's metrics to ``validation.jsonl``.
+
+    Args:
+        output_dir: where the file goes.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.path = Path(output_dir) / "validation.jsonl"
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator that a ``ValidationHandler`` runs."""
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _write(self, engine: Any) -> None:
+        # the handler numbers the evaluator's epochs by the trainer's
+        metrics = {key: float(value) for key, value in engine.state.metrics.items()}
+        append_jsonl(self.path, {"epoch": engine.state.epoch, **metrics})
+
+
 class ExamplePairs:
     """Every ``interval`` epochs, draw a few pairs from fixed latents as a picture.
 
@@ -125,12 +148,20 @@ class ExamplePairs:
         interval: epochs between pictures.
         count: pairs in a picture.
         seed: of the latents.
+        sizes: sizes of the training volumes; pairs are cropped to the median, as sampling crops
+            them to one of the sizes (what lies outside was never judged by the critic).
     """
 
     def __init__(
-        self, output_dir: str | Path, interval: int = 1, count: int = 4, seed: int = 0
+        self,
+        output_dir: str | Path,
+        interval: int = 1,
+        count: int = 4,
+        seed: int = 0,
+        sizes: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.folder = Path(output_dir)
+        self.size = None if sizes is None else [int(n) for n in np.median(sizes, axis=0)]
         self.interval = interval
         self.count = count
         self.seed = seed
@@ -140,13 +171,14 @@ class ExamplePairs:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._draw)
 
     def _draw(self, engine: Any) -> None:
-        from medpair.report.preview import picture_of, save_png
-
         network = engine.averaged.network
         generator = torch.Generator().manual_seed(self.seed)
         latent = torch.randn(self.count, network.latent_size, generator=generator)
         with torch.no_grad():
             pair = network(latent.to(engine.state.device)).float().cpu()
+        if self.size is not None:
+            box = crop_box(self.size, pair.shape[2:])
+            pair = pair[(slice(None), slice(None), *box)]
         label = engine.label_channels.decode(pair[:, 1:])
         rows = [(pair[i, 0].numpy(), label[i, 0].numpy(), "") for i in range(len(pair))]
         picture = picture_of(rows)

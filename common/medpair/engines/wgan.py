@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 from medpair.data.labels import LabelChannels
 from medpair.data.patches import PAD_IMAGE
 from medpair.data.sampling import torch_generator
+from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.augment import CriticAugmentation
 from medpair.engines.averaging import AveragedWeights, recalibrate_batch_norm
 
@@ -124,6 +125,8 @@ class WGANTrainer(Trainer):
             raise ValueError(f"n_critic: expected at least 1, found {n_critic}")
         # MONAI's own scaler is for one optimizer; two are made here
         super().__init__(device, max_epochs, train_data_loader, amp=False, decollate=False)
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
         self.layout = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.generator = generator.to(self.state.device, memory_format=self.layout)
         self.critic = critic.to(self.state.device, memory_format=self.layout)

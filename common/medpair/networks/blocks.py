@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the field's own name)
@@ -25,7 +27,8 @@ class UpsampleConv3d(nn.Conv3d):
         fused: ``False`` computes the plain form (tests, benchmarks).
     """
 
-    tap_map: Tensor
+    if TYPE_CHECKING:  # TorchScript cannot read annotations of buffers
+        tap_map: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, fused: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
@@ -41,5 +44,6 @@ class UpsampleConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (B, C_in, H, W, D) to (B, C_out, 2H, 2W, 2D)."""
         if not self.fused:
-            return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            return self._conv_forward(x, self.weight, self.bias)
         return F.conv_transpose3d(x, self.fused_weight(), self.bias, stride=2, padding=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Capsules", "centreline_voxels", "rasterise"]
+__all__ = ["Capsules", "Filled", "centreline_voxels", "rasterise"]
 
 SUBSAMPLES = 4  # per axis, 64 in all: a voxel's fraction is known to about 1 %
 CHUNK = 16384  # pairs of capsule and voxel worked on at once: their sub-samples fill a cache
@@ -25,13 +25,31 @@ class Capsules:
     end: np.ndarray
     radii: np.ndarray
 
-    def inside(self, extent: np.ndarray) -> Capsules:
-        """Those that reach into the box from 0 to ``extent`` (3,)."""
+    def reach(self, extent: np.ndarray) -> np.ndarray:
+        """Which (N,) bool reach into the box from 0 to ``extent`` (3,)."""
         reach = self.radii.max(1, keepdims=True)
         low = np.minimum(self.start, self.end) - reach
         high = np.maximum(self.start, self.end) + reach
-        keep = np.all((high > 0) & (low < extent), axis=1)
-        return Capsules(self.start[keep], self.end[keep], self.radii[keep])
+        return np.all((high > 0) & (low < extent), axis=1)
+
+    def take(self, which: np.ndarray) -> Capsules:
+        """Those of an index or mask."""
+        return Capsules(self.start[which], self.end[which], self.radii[which])
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The voxels that capsules reach into: all (M,).
+
+    voxel: flat indices, sorted. fraction: share of the voxel inside any capsule, above 0 to 1.
+    value: mean of the capsules' values, weighted by what each fills. core: 1 on an axis, -1 on a
+    wall, weighted alike.
+    """
+
+    voxel: np.ndarray
+    fraction: np.ndarray
+    value: np.ndarray
+    core: np.ndarray
 
 
 def _pairs(capsules: Capsules, size: np.ndarray, spacing: np.ndarray) -> tuple:
@@ -61,18 +79,9 @@ def _nearest(points: np.ndarray, start: np.ndarray, axis: np.ndarray) -> tuple:
 
 
 def rasterise(
-    capsules: Capsules,
-    value: np.ndarray,
-    size: tuple[int, ...],
-    spacing: tuple[float, ...],
-    core_gain: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fill a grid of ``size`` voxels whose corner is at 0 with capsules that carry values (N,).
-
-    Returns flat voxel indices (M,), sorted; the share of each voxel that is filled (M,), 0 to 1;
-    and its value (M,), the mean over the capsules in it weighted by what each fills.
-    ``core_gain`` makes a capsule's axis that much brighter, its wall that much darker.
-    """
+    capsules: Capsules, value: np.ndarray, size: tuple[int, ...], spacing: tuple[float, ...]
+) -> Filled:
+    """Fill a grid of ``size`` voxels whose corner is at 0 with capsules that carry values (N,)."""
     shape, pitch = np.asarray(size), np.asarray(spacing, float)
     which, voxel = _pairs(capsules, shape, pitch)
     start = capsules.start.astype(np.float32)
@@ -82,7 +91,7 @@ def rasterise(
     square, _ = _nearest(centre[:, None], start[which], axis[which])
     reach = radii[which].max(1)
     near = square[:, 0] < (reach + np.linalg.norm(pitch) / 2) ** 2
-    core = 1 + core_gain * (1 - 2 * np.minimum(square[near, 0] / reach[near] ** 2, 1))
+    core = 1 - 2 * np.minimum(square[near, 0] / reach[near] ** 2, 1)
     which, voxel, centre = which[near], voxel[near], centre[near]
     steps = (np.arange(SUBSAMPLES, dtype=np.float32) + 0.5) / SUBSAMPLES - 0.5
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
@@ -94,22 +103,25 @@ def rasterise(
         square, along = _nearest(centre[part, None] + grid, start[w], axis[w])
         radius = radii[w, :1] + along * (radii[w, 1:] - radii[w, :1])
         bits[part] = np.packbits(square <= radius * radius, axis=1).view(np.uint64)[:, 0]
-    return _merge(np.ravel_multi_index(tuple(voxel.T), size), bits, value[which] * core)
+    return _merge(np.ravel_multi_index(tuple(voxel.T), size), bits, value[which], core)
 
 
-def _merge(flat: np.ndarray, bits: np.ndarray, value: np.ndarray) -> tuple:
+def _merge(flat: np.ndarray, bits: np.ndarray, value: np.ndarray, core: np.ndarray) -> Filled:
     """Unite the pairs of each voxel."""
-    keep = bits != 0
-    flat, bits, value = flat[keep], bits[keep], value[keep]
     order = np.argsort(flat, kind="stable")
-    flat, bits, value = flat[order], bits[order], value[order]
+    order = order[bits[order] != 0]
+    flat, bits = flat[order], bits[order]
     first = np.flatnonzero(np.diff(flat, prepend=-1))
     if not len(first):
-        return flat, bits.astype(float), value
+        return Filled(flat, np.zeros(0), np.zeros(0), np.zeros(0))
     weight = _popcount(bits)
-    mean = np.add.reduceat(weight * value, first) / np.add.reduceat(weight, first)
-    fraction = _popcount(np.bitwise_or.reduceat(bits, first)) / SUBSAMPLES**3
-    return flat[first], fraction, mean
+    total = np.add.reduceat(weight, first)
+    return Filled(
+        voxel=flat[first],
+        fraction=_popcount(np.bitwise_or.reduceat(bits, first)) / SUBSAMPLES**3,
+        value=np.add.reduceat(weight * value[order], first) / total,
+        core=np.add.reduceat(weight * core[order], first) / total,
+    )
 
 
 def _popcount(bits: np.ndarray) -> np.ndarray:

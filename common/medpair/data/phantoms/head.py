@@ -14,8 +14,8 @@ from scipy import ndimage
 
 __all__ = [
     "HEAD_BOX",
-    "INNER_TABLE",
     "SCALP_DEPTH",
+    "SKIN",
     "Tissue",
     "cerebellum_distance",
     "head_distance",
@@ -30,7 +30,7 @@ HEAD_BOX = np.array([[-80.0, 80.0], [-118.0, 84.0], [-80.0, 86.0]])
 # Layers outside the intracranial cavity, as distances from it in mm: an adult skull is 6 to 7 mm
 # thick with a marrow-filled diploe in the middle, the scalp about 5 mm, most of it fat.
 INNER_TABLE, DIPLOE, OUTER_TABLE, SCALP_FAT, SKIN = 1.5, 5.0, 6.5, 10.5, 12.0
-SCALP_DEPTH = 8.5  # where the scalp's arteries run: in its fat, under the skin
+SCALP_DEPTH = 3.5  # mm under the skin, in the fat, run the arteries of the scalp
 
 # Ellipsoids (centre, semi-axes; mm) after the MNI152 brain: 136 x 175 mm, top at +76, temporal
 # poles at about -40, cerebellum down to -62. |x| is used, so one temporal lobe stands for two.
@@ -39,7 +39,8 @@ _CEREBRUM_FLOOR = 34.0  # semi-axis below its centre: the floor of the anterior 
 _TEMPORAL = ((40.0, -10.0, -20.0), (25.0, 40.0, 21.0))
 _CEREBELLUM = ((0.0, -62.0, -34.0), (52.0, 34.0, 27.0))
 _BRAINSTEM = ((0.0, -30.0, -38.0), (15.0, 14.0, 42.0))
-_CISTERN = ((0.0, 0.0, -17.0), (17.0, 17.0, 9.0))  # suprasellar: holds the circle of Willis
+_CISTERN = ((0.0, 2.0, -16.0), (14.0, 13.0, 8.0))  # suprasellar: holds the circle of Willis
+_VAULT = ((0.0, -17.0, 4.0), (80.0, 99.0, 84.0))  # of the skin: it bridges the hollows of the skull
 _FACE = ((0.0, 28.0, -62.0), (58.0, 56.0, 66.0))
 _NECK = ((0.0, -28.0), (56.0, 56.0))  # an upright elliptic cylinder below _NECK_TOP
 _NECK_TOP = -35.0
@@ -57,9 +58,10 @@ _LATERAL_VENTRICLE = ((11.0, -14.0, 20.0), (7.0, 34.0, 9.0))
 _THIRD_VENTRICLE = ((0.0, -14.0, 0.0), (2.0, 13.0, 10.0))
 
 # Folding of the cortex. A sulcus is where a smooth random field crosses zero: thin winding sheets.
-_SULCUS_SCALE = 5.5  # mm, correlation length of that field: gyri come out about 10 mm wide
+_SULCUS_SCALE = 3.8  # mm, correlation length of that field: gyri come out about 10 mm wide
 _SULCUS_DEPTH = 20.0  # mm below the surface where folding ends
 _SULCUS_WIDTH, _CORTEX_WIDTH = 0.16, 0.6  # |field| below which it is fluid, below which cortex
+_CISTERN_FLUID = 1.2  # the same in the cistern: most of it is fluid, chiasm and stalk are not
 _SURFACE_FLUID, _SURFACE_CORTEX = 1.5, 4.5  # mm of fluid, then of cortex, under the inner table
 _FISSURE = 1.0  # mm, half the width of the fissure between the hemispheres
 _LIMITS = 0.8  # mm, standard deviation of the wobble of every layer's thickness
@@ -128,24 +130,26 @@ def head_distance(points: np.ndarray, intracranial: np.ndarray | None = None) ->
     (cx, cy), (ax, ay) = _NECK
     neck = np.hypot((p[..., 0] - cx) / ax, (p[..., 1] - cy) / ay) * min(ax, ay) - min(ax, ay)
     neck = np.maximum(neck, p[..., 2] - _NECK_TOP)
-    return _union(_union(inner - SKIN, _ellipsoid(p, _FACE)), neck)
+    skin = _union(inner - SKIN, _ellipsoid(p, _VAULT))
+    return _union(_union(skin, _ellipsoid(p, _FACE)), neck)
 
 
 def smooth_noise(
-    rng: np.random.Generator, shape: tuple[int, ...], scale: float, truncate: float = 3.0
+    rng: np.random.Generator, shape: tuple[int, ...], scale: np.ndarray | float
 ) -> np.ndarray:
-    """Gaussian noise smoothed over ``scale`` voxels and brought back to unit variance."""
+    """Gaussian noise of unit variance smoothed over ``scale`` voxels (one for all or per axis)."""
+    sigma = np.broadcast_to(scale, (len(shape),))
     field = rng.standard_normal(shape, dtype=np.float32)
-    field = ndimage.gaussian_filter(field, scale, mode="reflect", truncate=truncate)
-    # The variance a Gaussian filter leaves, (4 pi s^2)^(-1/2) per axis: not measured on the
-    # field, which in a small field of view is a single swell.
-    return field * (4.0 * np.pi * scale * scale) ** (len(shape) / 4.0)
+    field = ndimage.gaussian_filter(field, tuple(sigma), mode="reflect", truncate=3.0)
+    # The standard deviation a Gaussian filter leaves is (4 pi s^2)^(-1/4) per axis: not measured
+    # on the field, which in a small field of view is a single swell.
+    return field * np.float32(np.prod((4.0 * np.pi * sigma**2) ** 0.25))
 
 
-def tissue_map(points: np.ndarray, step: float, rng: np.random.Generator) -> tuple:
+def tissue_map(points: np.ndarray, step: np.ndarray, rng: np.random.Generator) -> tuple:
     """Tissue (int8, see `Tissue`) and intracranial distance (mm) at a grid of points.
 
-    points: (X, Y, Z, 3) head coordinates in mm, a grid with ``step`` mm between neighbours.
+    points: (X, Y, Z, 3) head coordinates in mm, a grid; step: (3,) mm between neighbours.
     """
     shape = points.shape[:3]
     distance = intracranial_distance(points)
@@ -161,7 +165,7 @@ def _paint_outside(
     points: np.ndarray,
     distance: np.ndarray,
     layer: np.ndarray,
-    step: float,
+    step: np.ndarray,
     rng: np.random.Generator,
 ) -> None:
     """Fill in skin, scalp, skull, face and neck."""
@@ -171,12 +175,10 @@ def _paint_outside(
     planes = smooth_noise(rng, tissue.shape, 4.0 / step)
     tissue[skin < 0] = Tissue.MUSCLE
     tissue[(skin < 0) & (np.abs(planes) < 0.25)] = Tissue.FAT
-    tissue[(skin < -1.5) & (skin > -5.0)] = Tissue.FAT
-    vault = (layer < SCALP_FAT) & (layer > OUTER_TABLE) & (p[..., 2] > -30)
-    tissue[vault & (skin < -1.5)] = Tissue.FAT
+    tissue[(skin < SCALP_FAT - SKIN) & (skin > OUTER_TABLE - SKIN)] = Tissue.FAT
     # The temporal muscle lies between skull and scalp fat at the temples.
-    temple = vault & (p[..., 0] > 45) & (np.abs(p[..., 1] - 12) < 38) & (p[..., 2] < 25)
-    tissue[temple & (layer < SCALP_DEPTH - 0.5)] = Tissue.MUSCLE
+    temple = (p[..., 0] > 45) & (np.abs(p[..., 1] - 12) < 38) & (p[..., 2] < 25)
+    tissue[temple & (skin < -SCALP_DEPTH - 1)] = Tissue.MUSCLE
     tissue[_ellipsoid(p, _ORBIT) < 0] = Tissue.FAT
     tissue[_ellipsoid(p, _EYE) < 0] = Tissue.VITREOUS
     nasal = _ellipsoid(p, _NASAL) < 0
@@ -197,7 +199,7 @@ def _paint_brain(
     tissue: np.ndarray,
     points: np.ndarray,
     layer: np.ndarray,
-    step: float,
+    step: np.ndarray,
     rng: np.random.Generator,
 ) -> None:
     """Fill in fluid, cortex and white matter."""
@@ -210,8 +212,9 @@ def _paint_brain(
     brain[(folded & (folds < _CORTEX_WIDTH)) | (depth < _SURFACE_CORTEX)] = Tissue.GREY
     brain[folded & (folds < _SULCUS_WIDTH)] = Tissue.FLUID
     brain[(-layer < _SURFACE_FLUID) | ((p[..., 0] < _FISSURE) & (p[..., 2] > 8))] = Tissue.FLUID
-    for shape in (_LATERAL_VENTRICLE, _THIRD_VENTRICLE, _CISTERN):
+    for shape in (_LATERAL_VENTRICLE, _THIRD_VENTRICLE):
         brain[_ellipsoid(p, shape) < 0] = Tissue.FLUID
+    brain[(_ellipsoid(p, _CISTERN) < 0) & (folds < _CISTERN_FLUID)] = Tissue.FLUID
     stem = _ellipsoid(p, _BRAINSTEM)
     brain[(stem < -2.5) & (p[..., 2] < -8)] = Tissue.WHITE
     brain[(np.abs(stem) <= 2.5) & (p[..., 2] < -8)] = Tissue.FLUID

@@ -3,7 +3,7 @@
 Courses are control points in mm (RAS, origin as in `head`), read by eye off atlases and off the
 projections of time-of-flight angiograms, for the right side (x > 0); the left one is mirrored.
 Calibres are radii in mm, half of the usual diameters of adult angiography: internal carotid
-4 to 5, M1 2.7, A1 and A2 2.0, P1 and P2 2.0, basilar 3.2, vertebral 3.
+4 to 5, M1 2.9, A1 and A2 2.0, P1 and P2 2.0, basilar 3.2, vertebral 3.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from medpair.data.phantoms.head import (
     SCALP_DEPTH,
     cerebellum_distance,
+    head_distance,
     intracranial_distance,
 )
 
@@ -45,7 +46,7 @@ class Territory:
 
 
 TERRITORIES = {
-    "mca": Territory(1.35, 120),
+    "mca": Territory(1.45, 120),
     "aca": Territory(1.0, 60),
     "pca": Territory(1.0, 50),
     "sca": Territory(0.65, 14),
@@ -102,18 +103,21 @@ TRUNKS = (
         "aca",
         (
             (3, 10, -9),
-            (2, 20, -7),
-            (2, 32, -2),
-            (2, 40, 8),
-            (2, 37, 20),
-            (2, 24, 28),
-            (2, 6, 33),
-            (2, -14, 35),
-            (2, -30, 32),
+            (1.5, 20, -7),
+            (1.5, 32, -2),
+            (1.5, 40, 8),
+            (1.5, 37, 20),
+            (1.5, 24, 28),
+            (1.5, 6, 33),
+            (1.5, -14, 35),
+            (1.5, -30, 32),
         ),
     ),
     Trunk(
-        "callosomarginal", "a2", "aca", ((2, 40, 8), (3, 50, 18), (3, 46, 34), (4, 30, 46), (4, 8, 52))
+        "callosomarginal",
+        "a2",
+        "aca",
+        ((1.5, 40, 8), (1.5, 50, 18), (1.5, 46, 34), (4, 30, 46), (4, 8, 52)),
     ),
     Trunk("p1", "basilar", None, ((0, -17, -20), (6, -15, -17), (11, -17, -15))),
     Trunk(
@@ -131,10 +135,17 @@ TRUNKS = (
     ),
     Trunk("p2_temporal", "p2", "pca", ((18, -30, -13), (28, -38, -16), (38, -50, -14))),
     Trunk("sca", "basilar", "sca", ((0, -18, -23), (10, -22, -22), (20, -34, -21), (20, -54, -14))),
-    Trunk("aica", "basilar", "aica", ((1, -23, -42), (13, -25, -41), (26, -36, -40), (36, -50, -42))),
-    Trunk("pica", "vertebral", "pica", ((9, -37, -64), (13, -44, -66), (14, -54, -58), (10, -68, -60))),
     Trunk(
-        "sta", None, "sta", ((58, -14, -92), (66, -12, -60), (74, -10, -30), (76, -4, 0), (72, 4, 30))
+        "aica", "basilar", "aica", ((1, -23, -42), (13, -25, -41), (26, -36, -40), (36, -50, -42))
+    ),
+    Trunk(
+        "pica", "vertebral", "pica", ((9, -37, -64), (13, -44, -66), (14, -54, -58), (10, -68, -60))
+    ),
+    Trunk(
+        "sta",
+        None,
+        "sta",
+        ((58, -14, -92), (66, -12, -60), (74, -10, -30), (76, -4, 0), (72, 4, 30)),
     ),
     Trunk(
         "occipital",
@@ -143,7 +154,10 @@ TRUNKS = (
         ((44, -40, -92), (46, -66, -68), (38, -92, -48), (28, -108, -20), (20, -108, 10)),
     ),
     Trunk(
-        "maxillary", None, "maxillary", ((52, -8, -92), (50, -2, -72), (40, 10, -68), (28, 24, -62))
+        "maxillary",
+        None,
+        "maxillary",
+        ((45, -14, -92), (45, -6, -74), (38, 10, -68), (28, 24, -62)),
     ),
 )
 
@@ -173,9 +187,7 @@ def draw_variant(rng: np.random.Generator) -> Variant:
     acom = bool(missing_a1 or rng.random() >= P_NO_ACOM)
     fetal = rng.random(2) < P_FETAL_PCA
     pcom = (rng.random(2) >= P_NO_PCOM) & ~fetal
-    return Variant(
-        acom, a1, (bool(pcom[0]), bool(pcom[1])), (bool(fetal[0]), bool(fetal[1]))
-    )
+    return Variant(acom, a1, (bool(pcom[0]), bool(pcom[1])), (bool(fetal[0]), bool(fetal[1])))
 
 
 CORTEX_SHELL = (-7.0, -0.5)  # mm from the inner table: where the arteries of the surface end
@@ -196,7 +208,7 @@ def targets(rng: np.random.Generator, count: int = 60000) -> dict[str, np.ndarra
     brain = (surface | medial | deep) & ~cerebellar & (z > -42)
     posterior = (y < -62 + 0.5 * np.maximum(z, 0)) & (x < 38) | (z < -12) & (y < -25)
     anterior = (x < 14) & ~posterior & (z > -10)
-    scalp = (np.abs(inner - SCALP_DEPTH) < 1.5) & (z > -45)
+    scalp = (np.abs(head_distance(p, inner) + SCALP_DEPTH) < 1.5) & (z > -30)
     masks: dict[str, Callable[[], np.ndarray]] = {
         "mca": lambda: brain & ~posterior & ~anterior & (z > -38),
         "aca": lambda: brain & anterior,

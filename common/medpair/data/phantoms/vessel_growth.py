@@ -6,9 +6,9 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.spatial.distance import cdist
 
-from medpair.data.phantoms.head import intracranial_distance
+from medpair.data.phantoms.head import SCALP_DEPTH, head_distance, intracranial_distance
 
-__all__ = ["Forest", "fill", "trunk_path"]
+__all__ = ["Forest", "fill", "trunk_path", "under_skin"]
 
 STEP = 1.2  # mm between nodes: shorter than the width of the vessels that bend most
 
@@ -19,7 +19,7 @@ END_SPREAD = 0.4  # randomness of the direction in which a twig ends
 MIN_GAP = 5.0  # mm: a point this close to a vessel is supplied
 WINDING_WAVE = 7.0  # mm: the shortest bends, half a wavelength
 BRAIN_CENTRE = np.array([0.0, -17.0, 0.0])  # "outward" means away from here
-LAYER_REACH = 4.0  # a branch bound to a layer has reached it after 1/4 of its length
+SCALP_REACH = 4.0  # a branch in the scalp has reached its depth after 1/4 of its length
 
 
 class Forest:
@@ -80,7 +80,7 @@ def _branch_path(
     start: np.ndarray,
     tangent: np.ndarray,
     target: np.ndarray,
-    layer: float | None,
+    scalp: bool,
     winding: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
@@ -98,23 +98,36 @@ def _branch_path(
         + s**2 * (3 - 2 * s) * target
         + s**2 * (s - 1) * arrive
     )
-    return _follow(_wind(path, length, winding, rng), layer)
+    path = _wind(path, length, winding, rng)
+    return under_skin(path, pinned=True) if scalp else _follow(path)
 
 
-def _follow(path: np.ndarray, layer: float | None) -> np.ndarray:
+def _follow(path: np.ndarray) -> np.ndarray:
     """Move a path along the surface of the brain, where a straight one would cut through it.
 
-    The depth under the surface changes evenly from start to end; with a ``layer`` (mm outside the
-    intracranial cavity) the path goes to that and stays.
+    The depth under the surface changes evenly from start to end.
     """
     depth = intracranial_distance(path)
-    s = np.linspace(0, 1, len(path))
-    wanted = depth[0] + (depth[-1] - depth[0]) * s
-    if layer is not None:
-        wanted = depth[0] + (layer - depth[0]) * np.minimum(1, LAYER_REACH * s)
-    outward = path - BRAIN_CENTRE
-    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
-    return path + (wanted - depth)[:, None] * outward
+    wanted = depth[0] + (depth[-1] - depth[0]) * np.linspace(0, 1, len(path))
+    return path + (wanted - depth)[:, None] * _outward(path, BRAIN_CENTRE)
+
+
+def _outward(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    away = points - centre
+    return away / (np.linalg.norm(away, axis=1, keepdims=True) + 1e-9)
+
+
+def under_skin(path: np.ndarray, pinned: bool) -> np.ndarray:
+    """Move a path (N, 3) to the scalp's fat, SCALP_DEPTH under the skin; its start, if pinned, not.
+
+    Below the vault "outwards" is level, as the neck and the sides of the face are upright.
+    """
+    follow = np.minimum(1, SCALP_REACH * np.linspace(0, 1, len(path))) if pinned else 1.0
+    target = path.copy()
+    for _ in range(3):  # the distances are first-order ones
+        centre = BRAIN_CENTRE + np.maximum(0, -target[:, 2:]) * [0, 0, -1]
+        target -= (head_distance(target) + SCALP_DEPTH)[:, None] * _outward(target, centre)
+    return path + (target - path) * np.reshape(follow, (-1, 1))
 
 
 def fill(
@@ -122,7 +135,7 @@ def fill(
     nodes: np.ndarray,
     ends: np.ndarray,
     twigs: int,
-    layer: float | None,
+    scalp: bool,
     winding: float,
     rng: np.random.Generator,
 ) -> None:
@@ -144,7 +157,7 @@ def fill(
         distance = np.linalg.norm(chord, axis=1)
         turn = 1 - np.einsum("ij,ij->i", chord, tangents) / distance
         best = int(np.argmin(distance * (1 + TURN_COST * turn)))
-        path = _branch_path(points[best], tangents[best], ends[worst], layer, winding, rng)
+        path = _branch_path(points[best], tangents[best], ends[worst], scalp, winding, rng)
         new = forest.add(path, index[best], territory)
         index.extend(new)
         points = np.concatenate([points, path[1:]])

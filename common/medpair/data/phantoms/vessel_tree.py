@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medpair.data.phantoms.head import SCALP_DEPTH
 from medpair.data.phantoms.vessel_anatomy import (
     TERRITORIES,
     TRUNKS,
@@ -20,7 +19,7 @@ from medpair.data.phantoms.vessel_anatomy import (
     draw_variant,
     targets,
 )
-from medpair.data.phantoms.vessel_growth import Forest, fill, trunk_path
+from medpair.data.phantoms.vessel_growth import Forest, fill, trunk_path, under_skin
 
 __all__ = ["MURRAY_EXPONENT", "Join", "VesselTree", "grow_vessels", "murray_radii"]
 
@@ -31,7 +30,7 @@ CALIBRE_SPREAD = 0.12  # relative spread of trunk radii from person to person
 TWIG_SPREAD = 0.3  # relative half-range of the radii at which twigs of one territory end
 WINDING = (0.07, 0.2)  # mm per mm^(1/2) of length: tortuosity, young to old
 DOMINANCE = (0.3, 0.7)  # share of the basilar's flow that the right vertebral artery brings
-BRIDGE_RADIUS = (0.3, 0.7)  # mm: communicating arteries measure 0.5 to 1.5 mm across
+BRIDGE_RADIUS = (0.35, 0.85)  # mm: communicating arteries that angiograms show
 BLIND_END = 0.4  # mm: a basilar artery both of whose P1 are missing ends in perforators
 PCOM_ORIGIN = (12.0, 4.0, -17.0)  # mm, right side, on the internal carotid artery
 PCOM_MIDDLE = (12.0, -7.0, -16.0)
@@ -91,9 +90,9 @@ def murray_radii(
     return np.array(radius), np.array(start)
 
 
-def grow_vessels(rng: np.random.Generator) -> VesselTree:
-    """Grow the arteries of one head."""
-    variant = draw_variant(rng)
+def grow_vessels(rng: np.random.Generator, variant: Variant | None = None) -> VesselTree:
+    """Grow the arteries of one head, with a circle of Willis drawn at random unless it is given."""
+    variant = variant or draw_variant(rng)
     winding = float(rng.uniform(*WINDING))
     forest = Forest()
     trunks = _grow_trunks(forest, variant, winding, rng)
@@ -102,9 +101,8 @@ def grow_vessels(rng: np.random.Generator) -> VesselTree:
         ends = targets(rng)
         for name, territory in TERRITORIES.items():
             nodes = np.concatenate([trunks[t.name, side] for t in TRUNKS if t.territory == name])
-            layer = SCALP_DEPTH if territory.scalp else None
             goal = ends[name] * _mirror(side)
-            fill(forest, nodes, goal, territory.twigs, layer, winding, rng)
+            fill(forest, nodes, goal, territory.twigs, territory.scalp, winding, rng)
     share = float(rng.uniform(*DOMINANCE))
     join = Join(
         (int(trunks["vertebral", 0][-1]), int(trunks["vertebral", 1][-1])),
@@ -137,11 +135,16 @@ def _grow_trunks(
             course = course + shift
             start = _origin(forest, nodes, trunk, side, course)
             if trunk.name == "p2" and variant.fetal[side]:
-                course = np.concatenate([[course[0]], np.array([PCOM_MIDDLE]) * _mirror(side), course[1:]])
+                course = np.concatenate(
+                    [[course[0]], np.array([PCOM_MIDDLE]) * _mirror(side), course[1:]]
+                )
             if start >= 0:
                 course[0] = forest.points[start]
             key = f"{trunk.territory}{side}" if trunk.territory else None
-            nodes[trunk.name, side] = forest.add(trunk_path(course, winding, rng), start, key)
+            path = trunk_path(course, winding, rng)
+            if trunk.territory and TERRITORIES[trunk.territory].scalp:
+                path = under_skin(path, pinned=False)
+            nodes[trunk.name, side] = forest.add(path, start, key)
     return nodes
 
 
@@ -173,15 +176,15 @@ def _add_bridges(
     rng: np.random.Generator,
 ) -> dict[int, float]:
     """Add the communicating arteries; returns their last nodes and radii (mm)."""
-    wanted = []
+    wanted: list[tuple[int, list[np.ndarray], int]] = []
     if variant.acom and all(variant.a1):
-        wanted.append((trunks["a1", 0][-1], [], trunks["a1", 1][-1]))
+        wanted.append((int(trunks["a1", 0][-1]), [], int(trunks["a1", 1][-1])))
     for side in (0, 1):
         if variant.pcom[side]:
             mirror = _mirror(side)
             origin = forest.nearest(trunks["ica", side], np.array(PCOM_ORIGIN) * mirror)
             middle = np.array(PCOM_MIDDLE) * mirror + JITTER * rng.standard_normal(3)
-            wanted.append((origin, [middle], trunks["p1", side][-1]))
+            wanted.append((origin, [middle], int(trunks["p1", side][-1])))
     radii = {}
     for first, middle, last in wanted:
         course = np.array([forest.points[first], *middle, forest.points[last]])

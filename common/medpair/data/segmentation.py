@@ -1,0 +1,268 @@
+"""Datasets for training and scoring a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, MapTransform, RandAffined, RandomizableTransform
+
+from medpair.data.cohort import SPACING_TOLERANCE, robust_range
+from medpair.data.dataset import as_folders, load_dataset
+from medpair.data.files import DataError, read_json, read_volume
+from medpair.data.labels import LabelMap
+from medpair.data.sampling import derive_seed
+
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """What a segmenter must remember: its classes and its grid.
+
+    Attributes:
+        labels: class names, background first.
+        spacing: millimetres per RAS axis.
+        longest: largest training volume per axis, in voxels at ``spacing``.
+    """
+
+    labels: tuple[str, ...]
+    spacing: tuple[float, float, float]
+    longest: tuple[int, int, int]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes with the background."""
+        return len(self.labels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+def labels_of(folder: Any, label_group: str | None) -> LabelMap:
+    """Return a folder's classes; a folder without that group must have its names already.
+
+    A generated cohort carries the merged classes, so that real and generated folders can be named
+    in one command with one ``label_group``.
+    """
+    has_group = label_group in folder.content.get("label_groups", {})
+    if label_group is not None and not has_group and "label_groups" in folder.content:
+        return folder.labels(label_group)  # raises, naming the groups there are
+    return folder.labels(label_group if has_group else None)
+
+
+def load_items(
+    dataset_dir: str | Path | Sequence[str | Path],
+    split: str = "training",
+    label_group: str | None = None,
+    required: bool = True,
+) -> list[dict[str, Any]]:
+    """Return the cases of one or several folders as dictionaries of paths.
+
+    Besides ``image``, ``label`` and ``roi`` each has ``truth`` (the label's path), ``case`` and
+    ``dataset_dir``. A folder without
+    cases in ``split`` is an error if ``required``, else it is left out.
+
+    Raises:
+        DataError: if a folder or split cannot be read, or the folders' classes differ.
+    """
+    items: list[dict[str, Any]] = []
+    names: tuple[str, ...] | None = None
+    for root in as_folders(dataset_dir):
+        folder = load_dataset(root)
+        labels = labels_of(folder, label_group)
+        if names is not None and labels.names[1:] != names[1:]:
+            raise DataError(
+                f"{root / 'dataset.json'}: labels: expected the classes of the first folder "
+                f"{list(names[1:])}, found {list(labels.names[1:])}"
+            )
+        names = labels.names
+        cases = folder.split(split) if required else folder.cases.get(split, ())
+        for case in cases:
+            item = case.item() | {"case": case.name, "dataset_dir": str(root)}
+            # MONAI's evaluator keeps "label" for a loaded tensor and drops a path of that name
+            items.append(item | ({"truth": item["label"]} if "label" in item else {}))
+    return items
+
+
+def read_task(
+    dataset_dir: str | Path | Sequence[str | Path],
+    label_group: str | None = None,
+    spacing: Sequence[float] | None = None,
+) -> SegmentationTask:
+    """Read classes, median spacing and largest size from the headers of the training volumes."""
+    import nibabel as nib
+
+    items = load_items(dataset_dir, "training", label_group)
+    names = labels_of(load_dataset(as_folders(dataset_dir)[0]), label_group).names
+    spacings, extents = [], []
+    for item in items:
+        try:
+            image = nib.as_closest_canonical(nib.load(item["image"]))
+        except Exception as error:
+            raise DataError(
+                f"{item['image']}: expected a readable NIfTI volume, found {error}"
+            ) from error
+        spacings.append(np.linalg.norm(image.affine[:3, :3], axis=0))
+        extents.append(spacings[-1] * image.shape[:3])
+    grid = np.median(spacings, axis=0) if spacing is None else np.asarray(spacing, dtype=float)
+    longest = np.ceil(np.max(extents, axis=0) / grid - SPACING_TOLERANCE).astype(int)
+    return SegmentationTask(
+        names,
+        (float(grid[0]), float(grid[1]), float(grid[2])),
+        (int(longest[0]), int(longest[1]), int(longest[2])),
+    )
+
+
+def training_patch(longest: Sequence[int], multiple: int, largest: Sequence[int]) -> list[int]:
+    """Return the patch to train on: the whole volume where it fits into ``largest``."""
+    return [
+        min(-(-int(n) // multiple) * multiple, -(-int(limit) // multiple) * multiple)
+        for n, limit in zip(longest, largest, strict=True)
+    ]
+
+
+class EncodeLabeld(MapTransform):
+    """Replace stored label values by class indices (dataset contract, label groups).
+
+    Args:
+        keys: entries that hold labels, (1, W, H, D).
+        label_group: merge of labels, or None.
+    """
+
+    def __init__(self, keys: Sequence[str] = ("label",), label_group: str | None = None) -> None:
+        super().__init__(keys)
+        self.label_group = label_group
+        self._maps: dict[str, LabelMap] = {}
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Encode; raises DataError naming the file and the values that are not in the set."""
+        result = dict(data)
+        root = data["dataset_dir"]
+        if root not in self._maps:
+            self._maps[root] = labels_of(load_dataset(root), self.label_group)
+        for key in self.key_iterator(result):
+            value = result[key]
+            stored = np.rint(np.asarray(value)).astype(np.int64)
+            source = value.meta.get("filename_or_obj", key) if hasattr(value, "meta") else key
+            encoded = self._maps[root].encode(stored, str(source))
+            tensor = torch.from_numpy(encoded.astype(np.int64))
+            result[key] = value.new_tensor(tensor) if hasattr(value, "meta") else tensor
+        return result
+
+
+class RobustScaled(MapTransform):
+    """Map each volume's robust range to -1..1 and clip, as the generators see their volumes.
+
+    Args:
+        keys: entries that hold images, (1, W, H, D).
+    """
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Scale; raises DataError for a volume with NaN or infinity, naming the file."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            value = result[key]
+            array = np.asarray(value)
+            if not np.isfinite(array).all():
+                source = value.meta.get("filename_or_obj", key) if hasattr(value, "meta") else key
+                raise DataError(f"{source}: expected finite intensities, found NaN or infinity")
+            low, high = robust_range(array)
+            result[key] = ((value - low) * (2.0 / (high - low)) - 1.0).clamp(-1.0, 1.0)
+        return result
+
+
+class SeededCacheDataset(CacheDataset):
+    """A cached dataset whose random transforms are a function of (seed, epoch, index).
+
+    Indexed by the ``(epoch, index)`` pairs of ``EpochSampler``, an item is the same in whatever
+    worker and after whatever interruption it is made.
+    """
+
+    def __init__(
+        self, data: Sequence[Any], transform: Compose, seed: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__(data, transform, copy_cache=True, progress=False, **kwargs)
+        self.seed = seed
+
+    def __getitem__(self, key: Any) -> Any:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        self.transform.set_random_state(seed=derive_seed(self.seed, epoch, index) % 2**32)
+        return super().__getitem__(index)
+
+
+def read_truth(item: dict[str, Any], label_group: str | None) -> tuple[Any, Any, LabelMap]:
+    """Return the label (class indices) and the roi (or None) of a case, RAS, and its classes."""
+    labels = labels_of(load_dataset(item["dataset_dir"]), label_group)
+    stored = read_volume(item["truth"])
+    encoded = labels.encode(np.rint(stored.array).astype(np.int64), item["truth"])
+    roi = read_volume(item["roi"]).array > 0.5 if item.get("roi") else None
+    return (encoded, stored.spacing), roi, labels
+
+
+def has_split(dataset_dir: str | Path | Sequence[str | Path], split: str) -> bool:
+    """Tell whether any of the folders has cases in ``split``."""
+    return any(load_dataset(root).cases.get(split) for root in as_folders(dataset_dir))
+
+
+class RandFlipAxesd(RandomizableTransform, MapTransform):
+    """Flip each of ``axes`` with probability one half, independently.
+
+    Args:
+        keys: entries (C, W, H, D).
+        axes: spatial axes, 0 is left-right in RAS. Empty: no flips.
+    """
+
+    def __init__(self, keys: Sequence[str], axes: Sequence[int] = (0,)) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, 1.0)
+        self.axes = tuple(axes)
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Flip all keys alike."""
+        chosen = [axis + 1 for axis in self.axes if self.R.rand() < 0.5]
+        return data | ({key: data[key].flip(chosen) for key in self.keys} if chosen else {})
+
+
+class RandRotateSheard(RandAffined):
+    """Rotate and shear image and label at random about all axes (degrees).
+
+    Args:
+        keys: image first (bilinear), label second (nearest).
+        rotation_degrees: largest angle.
+        shear_degrees: largest shear angle.
+        prob: of doing anything.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        rotation_degrees: float = 30.0,
+        shear_degrees: float = 20.0,
+        prob: float = 0.5,
+    ) -> None:
+        super().__init__(
+            keys,
+            prob=prob,
+            rotate_range=[float(np.deg2rad(rotation_degrees))] * 3,
+            shear_range=[float(np.tan(np.deg2rad(shear_degrees)))] * 6,
+            mode=["bilinear", "nearest"],
+            padding_mode=["border", "zeros"],
+        )
+
+
+def read_segmenter_card(checkpoint: str | Path) -> dict[str, Any]:
+    """Read the ``model.json`` that lies beside a segmenter's ``model.pt``.
+
+    Raises:
+        DataError: if it is missing or is not a segmenter's.
+    """
+    path = Path(checkpoint).with_suffix(".json")
+    card = read_json(path)
+    if not isinstance(card, dict) or not {"task", "segmenter"} <= card.keys():
+        raise DataError(f"{path}: expected the card of a segmenter (task, segmenter), found none")
+    return card

@@ -1,0 +1,155 @@
+"""Scores of predicted label maps: per case, per class, over the volume and inside the roi."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from medpair.data.files import DataError, Volume, write_json, write_text, write_volume
+from medpair.data.segmentation import read_truth
+from medpair.metrics.distance import balanced_average_hausdorff, dice
+from medpair.metrics.summary import summarize
+
+logger = logging.getLogger(__name__)
+
+MEASURES = ("dsc", "bahd_mm", "bahd_voxel")
+FIELDS = ("case", "region", "class", *MEASURES, "truth_voxels", "predicted_voxels")
+
+
+class LabelWriter:
+    """Write each prediction as a label map on the grid and in the orientation of its image.
+
+    Args:
+        output_dir: gets ``labels/CASE.nii.gz``.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.folder = Path(output_dir) / "labels"
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Write ``pred`` (1, W, H, D) class indices with its affine."""
+        array, affine = native(data["pred"])
+        orientation = "".join(nib.aff2axcodes(affine))
+        write_volume(
+            self.folder / f"{data['case']}.nii.gz", Volume(array, affine, orientation)
+        )
+        return data
+
+
+class CaseScores:
+    """Compare predictions with the truth on the truth's own grid, and write the tables.
+
+    Leaves ``scores.csv`` (a line per case, region and class) and ``scores.json`` (the same, with
+    mean, standard deviation and 95 % bootstrap interval per region and class). Empty masks have
+    the documented values of ``medpair.metrics.distance`` and are counted in ``scores.json``.
+
+    Args:
+        output_dir: where the tables go.
+        labels: class names of the network, background first.
+        label_group: merge of the dataset's labels, or None.
+        info: entries copied into ``scores.json``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        labels: Sequence[str],
+        label_group: str | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(output_dir)
+        self.labels = list(labels)
+        self.label_group = label_group
+        self.info = info or {}
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Score ``pred`` (1, W, H, D) of one case against its label file."""
+        (truth, spacing), roi, labels = read_truth(data, self.label_group)
+        if list(labels.names[1:]) != self.labels[1:]:
+            raise DataError(
+                f"{data['dataset_dir']}: labels: expected the network's classes "
+                f"{self.labels[1:]}, found {list(labels.names[1:])}"
+            )
+        array, affine = native(data["pred"])
+        canonical = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
+        prediction = np.asarray(canonical.dataobj)
+        regions = {"volume": None} | ({"roi": roi} if roi is not None else {})
+        for region, mask in regions.items():
+            for value, name in enumerate(self.labels[1:], start=1):
+                pair = (prediction == value, truth == value)
+                if mask is not None:
+                    pair = (pair[0] & mask, pair[1] & mask)
+                row = score(*pair, spacing)
+                self.rows.append({"case": data["case"], "region": region, "class": name} | row)
+        return data
+
+    def complete(self) -> dict[str, Any]:
+        """Write the tables, log a summary, and return it."""
+        content: dict[str, Any] = {"info": self.info, "summary": {}, "empty": {}, "cases": self.rows}
+        for region in sorted({row["region"] for row in self.rows}, reverse=True):
+            rows = [row for row in self.rows if row["region"] == region]
+            content["summary"][region] = self._summary(rows)
+            content["empty"][region] = {
+                "truth": sum(row["truth_voxels"] == 0 for row in rows),
+                "prediction": sum(row["predicted_voxels"] == 0 for row in rows),
+            }
+        write_json(self.folder / "scores.json", content)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.folder / "scores.csv", text.getvalue())
+        logger.info("%s\n%s", self.folder / "scores.json", table(content["summary"]))
+        return content
+
+    def _summary(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Summaries per class, and of each case's mean over the classes."""
+        summary: dict[str, Any] = {}
+        cases = sorted({row["case"] for row in rows})
+        for measure in MEASURES:
+            values = {(row["case"], row["class"]): row[measure] for row in rows}
+            for name in self.labels[1:]:
+                per_class = [values[case, name] for case in cases]
+                summary.setdefault(name, {})[measure] = summarize(per_class)
+            means = [float(np.mean([values[c, n] for n in self.labels[1:]])) for c in cases]
+            summary.setdefault("mean", {})[measure] = summarize(means)
+        return summary
+
+
+def score(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> dict[str, Any]:
+    """Return DSC, balanced average Hausdorff distance (mm, voxels) and sizes of two masks."""
+    return {
+        "dsc": dice(prediction, truth),
+        "bahd_mm": balanced_average_hausdorff(prediction, truth, spacing),
+        "bahd_voxel": balanced_average_hausdorff(prediction, truth),
+        "truth_voxels": int(truth.sum()),
+        "predicted_voxels": int(prediction.sum()),
+    }
+
+
+def native(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return a prediction's classes (W, H, D) and affine (4, 4) on its image's own grid."""
+    array = np.asarray(prediction)[0].astype(np.uint8 if np.max(prediction) < 256 else np.uint16)
+    return array, np.asarray(prediction.affine, dtype=np.float64)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Return the summary as aligned text."""
+    lines = [f"{'region':8} {'class':24} {'n':>4} {'DSC':>24} {'bAHD mm':>24} {'bAHD voxel':>24}"]
+    for region, classes in summary.items():
+        for name, measures in classes.items():
+            cells = [
+                f"{m['mean']:.3f} ±{m['std']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+                for m in (measures[key] for key in MEASURES)
+            ]
+            count = measures["dsc"]["n"]
+            lines.append(f"{region:8} {name:24.24} {count:>4} " + " ".join(f"{c:>24}" for c in cells))
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""Training of a segmenter: MONAI's supervised trainer, resumable, with a model card."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.trainer import SupervisedTrainer
+from monai.utils.enums import CommonKeys
+from torch import Tensor, nn
+
+from medpair import __version__
+from medpair.data.files import DataError, load_torch, write_json
+from medpair.data.segmentation import SegmentationTask
+from medpair.engines.allocator import keep_freed_memory
+from medpair.engines.checkpoint import CARD
+
+logger = logging.getLogger(__name__)
+
+
+class SegmentationTrainer(SupervisedTrainer):
+    """MONAI's ``SupervisedTrainer`` that can say and restore all of its state.
+
+    Args:
+        lr_scheduler: stepped after every epoch, or None.
+        kwargs: of ``SupervisedTrainer``.
+
+    Raises:
+        FloatingPointError: on a loss that is not finite, with the cases of the batch.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        train_handlers: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, decollate=False, **kwargs)
+        self.lr_scheduler = lr_scheduler
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
+            # MONAI's autocast is CUDA's
+            self.amp = False
+        # before the handlers: a checkpoint holds the scheduler as the next epoch needs it
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._check_finite)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._step_scheduler)
+        self._register_handlers(train_handlers or [])
+
+    def state_objects(self) -> dict[str, Any]:
+        """Return everything a checkpoint must hold, by name."""
+        objects = {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "lr_scheduler": self.lr_scheduler,
+            "scaler": self.scaler,
+        }
+        return {name: thing for name, thing in objects.items() if thing is not None}
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Return the weights to predict with."""
+        state = self.network.state_dict()
+        return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+    def _step_scheduler(self, engine: Engine) -> None:
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+
+    def _check_finite(self, engine: Engine) -> None:
+        loss = float(self.state.output[CommonKeys.LOSS])
+        if not abs(loss) < float("inf"):
+            raise FloatingPointError(
+                f"iteration {self.state.iteration}: expected a finite loss, found {loss} on "
+                f"{self.state.batch.get('case')}; try --amp false, or a lower learning rate"
+            )
+
+
+class SegmenterCard:
+    """Write ``model.json`` beside ``model.pt``: classes, grid and network of a segmenter.
+
+    Args:
+        output_dir: where the file goes.
+        task: classes and spacing.
+        segmenter: arguments of ``medpair.networks.segmenters.segmenter``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        task: SegmentationTask,
+        segmenter: dict[str, Any],
+    ) -> None:
+        self.path = Path(output_dir) / CARD
+        self.task = task
+        self.segmenter = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in segmenter.items()
+        }
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, self._write)
+
+    def _write(self, engine: Engine) -> None:
+        write_json(
+            self.path,
+            {
+                "medpair_version": __version__,
+                "task": self.task.to_json(),
+                "segmenter": self.segmenter,
+            },
+        )
+
+
+class StartFrom:
+    """Load weights before the first step (fine-tuning); layers that do not fit stay as drawn.
+
+    Args:
+        network: takes the weights.
+        path: a ``model.pt``; None does nothing.
+
+    Raises:
+        DataError: if nothing in the file fits the network.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path | None) -> None:
+        self.network = network
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, before the checkpoint: resuming replaces these weights."""
+        engine.add_event_handler(Events.STARTED, self._load)
+
+    def _load(self, engine: Engine) -> None:
+        if self.path is None:
+            return
+        given = load_torch(self.path)
+        own = self.network.state_dict()
+        fits = {
+            key: value
+            for key, value in given.items()
+            if key in own and own[key].shape == value.shape
+        }
+        left = sorted(set(own) - set(fits))
+        if not fits:
+            raise DataError(f"{self.path}: expected weights of this network, found none that fit")
+        self.network.load_state_dict({**own, **fits})
+        logger.info("%s: %d tensors loaded, not loaded: %s", self.path, len(fits), left or "none")
