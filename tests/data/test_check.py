@@ -502,6 +502,16 @@ def test_image_listed_as_label_is_reported_in_bounded_memory(
     assert faults[0].found.split()[0] in {str(n) for n in range(260_000, 262_145)}
 
 
+def test_distinct_values_are_collected_up_to_a_limit(folder: Path) -> None:
+    header = nib.load(label(folder)).affine
+    values = np.arange(7, 7 + 30**3, dtype=np.int32).reshape(30, 30, 30)
+    nib.save(nib.Nifti1Image(values, header), label(folder))
+    nib.save(nib.Nifti1Image(values, header), image(folder))
+    fault = next(f for f in check_dataset(folder) if f.key == "values")
+    assert fault.found.startswith("[7, 8, 9, ")
+    assert "and 9988 more] in at least 10000 voxels;" in fault.found
+
+
 def test_mask_that_is_not_zero_and_one(folder: Path) -> None:
     edit_voxels(roi(folder, 2), lambda a: a * 255)
     fault = only(check_dataset(folder), roi(folder, 2), "values")

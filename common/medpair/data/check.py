@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from medpair.data.check_header import Header, matrix
 from medpair.data.check_json import ROLES, ListedCase, Listing, read_listing
-from medpair.data.check_volume import WHOLE_TOLERANCE, Contents, Examined, examine
+from medpair.data.check_volume import MAX_DISTINCT, WHOLE_TOLERANCE, Contents, Examined, examine
 from medpair.data.dataset import SPLITS, as_folders
 from medpair.data.faults import Fault, errors_of, format_report
 from medpair.data.files import DataError
@@ -212,8 +212,7 @@ def _label_faults(path: Path, contents: Contents, labels: LabelMap) -> list[Faul
     faults = []
     unknown = sorted(contents.whole.keys() - known)
     if unknown:
-        count = sum(contents.whole[value] for value in unknown)
-        found = f"{short_list(unknown)} in {count} voxels; map them, or add them to `labels`"
+        found = f"{_some(unknown, contents)}; map them, or add them to `labels`"
         expected = f"values in {short_list(sorted(known))}"
         faults.append(Fault(str(path), "values", expected, found))
     background = {0, *labels.ignored}
@@ -226,11 +225,18 @@ def _mask_faults(path: Path, contents: Contents) -> list[Fault]:
     """Check that a region of interest is 0 and 1, and not empty."""
     others = sorted(contents.whole.keys() - {0, 1})
     if others:
-        found = f"{short_list(others)} in {sum(contents.whole[value] for value in others)} voxels"
+        found = _some(others, contents)
         return [Fault(str(path), "values", "0 and 1 in a region of interest", found)]
     if contents.whole.keys() == {0}:
         return [Fault(str(path), "values", "a region of interest", "0 everywhere", "warning")]
     return []
+
+
+def _some(values: Sequence[int], contents: Contents) -> str:
+    """Return values and in how many voxels they occur, for messages."""
+    count = sum(contents.whole[value] for value in values)
+    more = "at least " if len(contents.whole) >= MAX_DISTINCT else ""
+    return f"{short_list(values)} in {more}{count} voxels"
 
 
 def _duplicates(listing: Listing) -> list[Fault]:

@@ -31,6 +31,8 @@ class Cohort:
         intensity: median over the cohort of each volume's robust range (low, high).
         integer: whether all intensities are whole numbers.
         licence: the dataset's licence; what is generated from it inherits it.
+        label_group: the merge of labels that ``labels`` comes from, or None.
+        channel: what the image is (``channel_names`` of the dataset).
     """
 
     name: str
@@ -40,6 +42,8 @@ class Cohort:
     intensity: tuple[float, float]
     integer: bool
     licence: str = ""
+    label_group: str | None = None
+    channel: str = "image"
 
     @property
     def num_labels(self) -> int:
@@ -67,7 +71,6 @@ class LabelledVolume:
     Attributes:
         image: (W, H, D) float32, robust range mapped to -1..1 and clipped.
         label: (W, H, D) class indices.
-        box: size of the pair.
     """
 
     image: np.ndarray
@@ -146,6 +149,8 @@ def read_cohort(
         intensity=(low, high),
         integer=all(bool((image.array == np.rint(image.array)).all()) for image, _ in raw),
         licence=str(folder.content.get("licence", folder.content.get("license", ""))),
+        label_group=label_group,
+        channel=str(next(iter(folder.content.get("channel_names", {}).values()), "image")),
     )
     return cohort, volumes
 

@@ -49,7 +49,13 @@ class DatasetFolder:
         return str(self.content.get("name", self.root.name))
 
     def labels(self, group: str | None = None) -> LabelMap:
-        """Return the classes, merged by ``label_groups[group]`` when a group is named."""
+        """Return the classes, merged by ``label_groups[group]`` when a group is named.
+
+        A generated folder says in ``label_group`` which merge it was made with; naming that one
+        again changes nothing, so that real and generated folders go into one command.
+        """
+        if group is not None and self.content.get("label_group") == group:
+            group = None
         try:
             return LabelMap.from_dataset_json(self.content, group)
         except DataError as error:
@@ -155,6 +161,7 @@ def write_dataset_json(
     labels: Mapping[str, int],
     splits: Mapping[str, Iterable[Mapping[str, str]]],
     channel_names: Mapping[str, str] | None = None,
+    label_group: str | None = None,
     **more: Any,
 ) -> Path:
     """Write the ``dataset.json`` of a folder whose volumes are already there.
@@ -165,6 +172,7 @@ def write_dataset_json(
         labels: {name: value} with 0 for the background.
         splits: the entries of each split, paths relative to the folder.
         channel_names: default ``{"0": "image"}``.
+        label_group: the merge that the labels already went through, or None.
         more: further entries, kept as they are (``description``, ``licence``, ...).
     """
     lists = {split: [dict(case) for case in splits.get(split, [])] for split in SPLITS}
@@ -174,6 +182,7 @@ def write_dataset_json(
         "labels": dict(labels),
         "numTraining": len(lists["training"]),
         "file_ending": ".nii.gz",
+        **({} if label_group is None else {"label_group": label_group}),
         **more,
         **lists,
     }

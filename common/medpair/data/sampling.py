@@ -30,16 +30,19 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Args:
         length: number of items.
         seed: of the order.
-        size: items per epoch; default ``length``. More than ``length`` repeats the order of
-            further epochs' draws, so that a small and a large dataset can train equally long.
+        iterations: batches per epoch, so that a small and a large dataset can train equally long;
+            default: every item once.
+        batch_size: items per batch, needed with ``iterations``.
     """
 
-    def __init__(self, length: int, seed: int = 0, size: int | None = None) -> None:
+    def __init__(
+        self, length: int, seed: int = 0, iterations: int | None = None, batch_size: int = 1
+    ) -> None:
         if length < 1:
             raise ValueError(f"length: expected at least one item, found {length}")
         self.length = length
         self.seed = seed
-        self.size = size or length
+        self.size = length if iterations is None else iterations * batch_size
         self.epoch = 0
         self.skip = 0
 

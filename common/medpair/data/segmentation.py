@@ -43,18 +43,6 @@ class SegmentationTask:
         return asdict(self)
 
 
-def labels_of(folder: Any, label_group: str | None) -> LabelMap:
-    """Return a folder's classes; a folder without that group must have its names already.
-
-    A generated cohort carries the merged classes, so that real and generated folders can be named
-    in one command with one ``label_group``.
-    """
-    has_group = label_group in folder.content.get("label_groups", {})
-    if label_group is not None and not has_group and "label_groups" in folder.content:
-        return folder.labels(label_group)  # raises, naming the groups there are
-    return folder.labels(label_group if has_group else None)
-
-
 def load_items(
     dataset_dir: str | Path | Sequence[str | Path],
     split: str = "training",
@@ -74,7 +62,7 @@ def load_items(
     names: tuple[str, ...] | None = None
     for root in as_folders(dataset_dir):
         folder = load_dataset(root)
-        labels = labels_of(folder, label_group)
+        labels = folder.labels(label_group)
         if names is not None and labels.names[1:] != names[1:]:
             raise DataError(
                 f"{root / 'dataset.json'}: labels: expected the classes of the first folder "
@@ -98,7 +86,7 @@ def read_task(
     import nibabel as nib
 
     items = load_items(dataset_dir, "training", label_group)
-    names = labels_of(load_dataset(as_folders(dataset_dir)[0]), label_group).names
+    names = load_dataset(as_folders(dataset_dir)[0]).labels(label_group).names
     spacings, extents = [], []
     for item in items:
         try:
@@ -144,7 +132,7 @@ class EncodeLabeld(MapTransform):
         result = dict(data)
         root = data["dataset_dir"]
         if root not in self._maps:
-            self._maps[root] = labels_of(load_dataset(root), self.label_group)
+            self._maps[root] = load_dataset(root).labels(self.label_group)
         for key in self.key_iterator(result):
             value = result[key]
             stored = np.rint(np.asarray(value)).astype(np.int64)
@@ -197,7 +185,7 @@ class SeededCacheDataset(CacheDataset):
 
 def read_truth(item: dict[str, Any], label_group: str | None) -> tuple[Any, Any, LabelMap]:
     """Return the label (class indices) and the roi (or None) of a case, RAS, and its classes."""
-    labels = labels_of(load_dataset(item["dataset_dir"]), label_group)
+    labels = load_dataset(item["dataset_dir"]).labels(label_group)
     stored = read_volume(item["truth"])
     encoded = labels.encode(np.rint(stored.array).astype(np.int64), item["truth"])
     roi = read_volume(item["roi"]).array > 0.5 if item.get("roi") else None

@@ -157,6 +157,8 @@ class PairWriter:
             f"{self.cohort.name}_synthetic",
             {name: value for value, name in enumerate(self.cohort.labels)},
             {self.split: [entry(name, self.split) for name in names]},
+            {"0": self.cohort.channel},
+            self.cohort.label_group,
             description=f"synthetic pairs; origin: {self.cohort.name}",
             licence=self.cohort.licence,
             origin=self.origin,

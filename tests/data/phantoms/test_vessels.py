@@ -9,7 +9,6 @@ from scipy import ndimage
 from medpair.data.phantoms.capsules import Capsules, centreline_voxels, rasterise
 from medpair.data.phantoms.head import (
     SCALP_DEPTH,
-    SKIN,
     Tissue,
     head_distance,
     intracranial_distance,

@@ -1,0 +1,35 @@
+# make demo [DATASET=folder]   the main job from nothing, ten minutes on two cores
+# make test                    every check and test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATASET ?=
+
+.PHONY: demo test lint bench clean
+
+# pip runs again when the dependencies change
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+# nnU-Net's own requirements would replace PyTorch; its dataset check needs few of them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		nnunetv2==2.8.1 acvl_utils batchgenerators
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/medpair demo --output_dir demo $(if $(DATASET),--dataset "$(DATASET)")
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check common tests
+	$(BIN)/ruff format --check common tests
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q tests
+
+bench: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/bench_wgan_step.py
+	$(BIN)/python tests/benchmarks/bench_distance.py
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,220 @@
+"""Bundles one after the other, each in a process of its own, as a user would run them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medpair.data.check import check_dataset, format_report
+from medpair.data.dataset import SPLITS, load_dataset, write_dataset_json
+from medpair.data.files import DataError, atomic_path, read_json, write_json
+from medpair.data.phantoms.cohort import write_phantom_cohort
+
+WGAN = "wgan_sn_mp"
+SEGMENTATION = "unet_segmentation"
+
+# The demo's sizes: ten minutes on two cores, everything included.
+DEMO_SIZE = (64, 64, 32)
+DEMO_COUNT = 40
+DEMO_HELD_OUT = 10
+DEMO_PATCH = [64, 64, 48]
+DEMO_WGAN = {"max_epochs": 10, "iterations_per_epoch": 50, "val_interval": 2, "batch_size": 4}
+DEMO_UNET = {"max_epochs": 6, "iterations_per_epoch": 25, "val_interval": 3, "batch_size": 4}
+DEMO_SYNTHETIC = 40
+# Share of the cases held out for scoring where the user's dataset names none
+HELD_OUT_SHARE = 0.2
+
+
+def bundle_command(
+    bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]
+) -> list[str]:
+    """Return the command line that runs a bundle with some of its configs and overrides."""
+    paths = [str(bundle / "configs" / f"{name}.json") for name in configs]
+    command = [sys.executable, "-m", "monai.bundle", "run"]
+    command += ["--config_file", paths[0] if len(paths) == 1 else str(paths)]
+    command += ["--bundle_root", str(bundle)]
+    for key, value in overrides.items():
+        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return command
+
+
+def run_bundle(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
+    """Run a bundle and wait for it.
+
+    Raises:
+        DataError: if it fails; its own messages have been shown.
+    """
+    command = bundle_command(bundle, configs, overrides)
+    print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        raise DataError(f"{bundle.name}: expected the run to end well, found exit code {code}")
+
+
+def run_demo(output: Path, bundles: Path, dataset: Path | None) -> None:
+    """Run the main job from a cohort to scores and a picture, each step once.
+
+    Steps that have left their result are skipped; an interrupted training goes on from its
+    checkpoint.
+    """
+    real = demo_cohort(output) if dataset is None else own_cohort(dataset, output)
+    refuse_other_data(output, real)
+    split = next((name for name in ("validation", "test") if load_dataset(real).cases[name]), "")
+    synthetic = output / "synthetic"
+    patch = {"patch_size#largest": DEMO_PATCH}
+    train_step(
+        output / "wgan",
+        bundles / WGAN,
+        ["train", "compact"],
+        DEMO_WGAN | patch | {"dataset_dir": str(real), "label_group": None},
+    )
+    run_bundle(
+        bundles / WGAN,
+        ["inference"],
+        {
+            "ckpt_path": str(output / "wgan" / "model.pt"),
+            "output_dir": str(synthetic),
+            "num_samples": DEMO_SYNTHETIC,
+        },
+    )
+    print(f"\n$ medpair check {synthetic}", flush=True)
+    faults = check_dataset(synthetic)
+    print(format_report(str(synthetic), faults))
+    if any(fault.level == "error" for fault in faults):
+        raise DataError(f"{synthetic}: expected a clean dataset, found the faults above")
+    scores = {}
+    for name, folder in (("synthetic", synthetic), ("real", real)):
+        scores[name] = train_and_score(output, bundles / SEGMENTATION, name, folder, real, split)
+    summarize_demo(output, real, synthetic, scores)
+
+
+def train_step(
+    folder: Path, bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]
+) -> None:
+    """Train unless a finished training is there; ``finished.json`` is written last."""
+    done = folder / "finished.json"
+    if done.exists():
+        print(f"\n{folder}: trained already", flush=True)
+        return
+    run_bundle(bundle, configs, {**overrides, "output_dir": str(folder)})
+    write_json(done, {key: value for key, value in overrides.items()})
+
+
+def train_and_score(
+    output: Path, bundle: Path, name: str, folder: Path, real: Path, split: str
+) -> dict[str, Any]:
+    """Train a U-Net on one cohort, score it on the held-out real cases, return its scores."""
+    model = output / f"unet_{name}"
+    train_step(
+        model,
+        bundle,
+        ["train"],
+        DEMO_UNET | {"largest_patch": DEMO_PATCH, "dataset_dir": str(folder)},
+    )
+    target = output / f"scores_{name}"
+    if not (target / "scores.json").exists():
+        run_bundle(
+            bundle,
+            ["inference", "evaluate"],
+            {
+                "ckpt_path": str(model / "model.pt"),
+                "dataset_dir": str(real),
+                "split": split,
+                "output_dir": str(target),
+            },
+        )
+    return read_json(target / "scores.json")
+
+
+def demo_cohort(output: Path) -> Path:
+    """Simulate the demo's "real" cohort."""
+    folder = output / "real"
+    size = ",".join(str(n) for n in DEMO_SIZE)
+    print(f"$ medpair phantom vessels {folder} --count {DEMO_COUNT} --size {size}", flush=True)
+    write_phantom_cohort(
+        "vessels", folder, DEMO_COUNT, 0, DEMO_SIZE, validation=DEMO_HELD_OUT, progress=True
+    )
+    return folder
+
+
+def own_cohort(dataset: Path, output: Path) -> Path:
+    """Check the user's folder; where it names no held-out cases, make a folder that does.
+
+    The new folder has copies of the volumes, since a dataset's paths stay inside its folder.
+    """
+    print(f"$ medpair check {dataset}", flush=True)
+    faults = check_dataset(dataset)
+    print(format_report(str(dataset), faults))
+    if any(fault.level == "error" for fault in faults):
+        raise DataError(f"{dataset}: expected a clean dataset, found the faults above")
+    folder = load_dataset(dataset)
+    if folder.cases["validation"] or any(case.label for case in folder.cases["test"]):
+        return dataset
+    entries = folder.content["training"]
+    held_out = max(1, round(len(entries) * HELD_OUT_SHARE))
+    if held_out >= len(entries):
+        raise DataError(f"{dataset}: training: expected two cases or more, found {len(entries)}")
+    order = np.random.default_rng(0).permutation(len(entries))
+    shuffled = [entries[index] for index in order]
+    target = output / "real"
+    for case in shuffled:
+        for path in case.values():
+            if not (target / path).exists():
+                with atomic_path(target / path) as partial:
+                    partial.write_bytes((dataset / path).read_bytes())
+    known = {"name", "labels", "channel_names", "numTraining", "file_ending", *SPLITS}
+    write_dataset_json(
+        target,
+        folder.name,
+        folder.content["labels"],
+        {"training": shuffled[held_out:], "validation": shuffled[:held_out]},
+        folder.content.get("channel_names"),
+        **{key: value for key, value in folder.content.items() if key not in known},
+    )
+    return target
+
+
+def refuse_other_data(output: Path, real: Path) -> None:
+    """Remember which dataset an output folder belongs to; raise DataError on another."""
+    path = output / "demo.json"
+    origin = {"dataset": str(real.resolve())}
+    if path.exists() and read_json(path) != origin:
+        raise DataError(
+            f"{path}: expected the dataset of this folder's earlier run "
+            f"{read_json(path)['dataset']}, found {origin['dataset']} (remove {output} to start anew)"
+        )
+    write_json(path, origin)
+
+
+def summarize_demo(
+    output: Path, real: Path, synthetic: Path, scores: Mapping[str, dict[str, Any]]
+) -> None:
+    """Print the table, write ``results.json`` and the picture."""
+    from medpair.report.preview import preview_datasets
+
+    rows = {}
+    for region in scores["real"]["summary"]:
+        for name in scores["real"]["summary"][region]:
+            pair = {k: scores[k]["summary"][region][name] for k in ("synthetic", "real")}
+            rows[f"{region}: {name}"] = {
+                **{f"dsc_{k}": m["dsc"]["mean"] for k, m in pair.items()},
+                **{f"bahd_mm_{k}": m["bahd_mm"]["mean"] for k, m in pair.items()},
+            }
+    write_json(output / "results.json", rows)
+    picture = preview_datasets([real, synthetic], output / "pairs.png", count=4)
+    print("\nU-Net trained on        synthetic      real   |   synthetic      real")
+    print(f"{'':24}{'DSC':>9}{'DSC':>10}   |{'bAHD mm':>12}{'bAHD mm':>10}")
+    for name, row in rows.items():
+        print(
+            f"{name:24.24}{row['dsc_synthetic']:9.3f}{row['dsc_real']:10.3f}   |"
+            f"{row['bahd_mm_synthetic']:12.2f}{row['bahd_mm_real']:10.2f}"
+        )
+    print(f"\nreal and synthetic pairs side by side: {picture}")
+    print(f"datasets, weights, scores: {output}")

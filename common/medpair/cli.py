@@ -1,0 +1,134 @@
+"""The command ``medpair``: what is not running one bundle.
+
+Imports stay inside the verbs: ``medpair --help`` must not wait for MONAI.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def check(dataset: str, label_group: str | None = None, quick: bool = False) -> None:
+    """List every fault of a dataset folder; exit code 1 if there is an error.
+
+    Args:
+        dataset: the folder with the dataset.json.
+        label_group: also check that this merge of labels exists.
+        quick: read headers only, not the voxels.
+    """
+    from medpair.data.check import check_dataset, format_report
+
+    faults = check_dataset(str(dataset), label_group, quick=quick, progress=sys.stderr.isatty())
+    print(format_report(str(dataset), faults))
+    if any(fault.level == "error" for fault in faults):
+        sys.exit(1)
+
+
+def phantom(
+    kind: str,
+    output_dir: str,
+    count: int = 20,
+    seed: int = 0,
+    size: Sequence[int] | str = (128, 128, 64),
+    spacing: Sequence[float] | str | None = None,
+    validation: int = 0,
+) -> None:
+    """Simulate a labelled cohort as a dataset folder.
+
+    Args:
+        kind: vessels.
+        output_dir: the folder to write.
+        count: how many volumes.
+        seed: volume i depends on the seed and i.
+        size: voxels per axis, such as 128,128,64.
+        spacing: millimetres per axis; default the kind's own.
+        validation: how many of the volumes go into the validation list.
+    """
+    from medpair.data.phantoms.cohort import write_phantom_cohort
+
+    path = write_phantom_cohort(
+        kind,
+        output_dir,
+        count,
+        seed,
+        [int(n) for n in numbers(size)],
+        None if spacing is None else numbers(spacing),
+        validation,
+        progress=True,
+    )
+    print(path)
+
+
+def preview(
+    *datasets: str,
+    output: str = "preview.png",
+    count: int = 4,
+    split: str = "training",
+    label_group: str | None = None,
+) -> None:
+    """Draw pairs of one or several datasets side by side: three planes, labels laid over.
+
+    Args:
+        datasets: dataset folders, a column each.
+        output: the PNG to write.
+        count: pairs per folder.
+        split: which list of the dataset.json.
+        label_group: merge of labels.
+    """
+    from medpair.report.preview import preview_datasets
+
+    print(preview_datasets([str(folder) for folder in datasets], output, count, split, label_group))
+
+
+def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "bundles") -> None:
+    """Run the whole job small: cohort, generator, synthetic pairs, segmenters, scores, picture.
+
+    Goes on where it was when it is started again.
+
+    Args:
+        output_dir: where everything goes.
+        dataset: your own dataset folder; default a simulated cohort.
+        bundles: the folder with the bundles.
+    """
+    from medpair.chain import run_demo
+
+    run_demo(Path(output_dir), Path(bundles), None if not dataset else Path(dataset))
+
+
+def numbers(value: Any) -> list[float]:
+    """Return ``128,128,64`` or (128, 128, 64) as a list of three numbers.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        result = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        result = []
+    if len(result) != 3:
+        raise ValueError(f"size or spacing: expected three numbers such as 128,128,64, found {value!r}")
+    return result
+
+
+def main() -> None:
+    """Run a verb; errors of the data end in one line, not a traceback."""
+    import fire
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    verbs = {"check": check, "phantom": phantom, "preview": preview, "demo": demo}
+    try:
+        fire.Fire(verbs, name="medpair")
+    except ValueError as error:  # DataError and the checks of arguments
+        print(f"medpair: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

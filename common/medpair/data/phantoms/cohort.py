@@ -1,0 +1,77 @@
+"""Simulated cohorts as dataset folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from medpair.data.dataset import entry, write_dataset_json
+from medpair.data.files import Volume, write_volume
+from medpair.data.phantoms import Phantom
+from medpair.data.phantoms.vessels import vessel_phantom
+from medpair.data.sampling import derive_seed
+
+# What each kind is: how one volume is made, names of its classes, its channel
+KINDS: dict[str, tuple[Callable[..., Phantom], dict[str, int], str]] = {
+    "vessels": (vessel_phantom, {"background": 0, "vessel": 1}, "TOF-MRA (simulated)"),
+}
+
+
+def write_phantom_cohort(
+    kind: str,
+    folder: str | Path,
+    count: int,
+    seed: int = 0,
+    size: Sequence[int] = (128, 128, 64),
+    spacing: Sequence[float] | None = None,
+    validation: int = 0,
+    progress: bool = False,
+) -> Path:
+    """Write a simulated cohort; volumes that are there already are kept.
+
+    Volume ``i`` depends on (kind, seed, i, size, spacing) alone. The last ``validation`` of the
+    ``count`` volumes go into the validation list.
+
+    Returns:
+        The path of ``dataset.json``.
+
+    Raises:
+        ValueError: if the kind is unknown, or the counts do not fit.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {sorted(KINDS)}, found {kind!r}")
+    if not 0 <= validation < count:
+        raise ValueError(f"validation: expected 0 to {count - 1} of {count}, found {validation}")
+    make, labels, channel = KINDS[kind]
+    options = {} if spacing is None else {"spacing": tuple(spacing)}
+    root = Path(folder)
+    splits: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
+    for index in tqdm(range(count), unit="volume", disable=not progress):
+        split = "training" if index < count - validation else "validation"
+        paths = entry(f"{kind}_{index:04d}", split, roi=True)
+        splits[split].append(paths)
+        if not all((root / path).exists() for path in paths.values()):
+            _write(root, paths, make(tuple(size), seed=derive_seed(seed, index), **options))
+    return write_dataset_json(
+        root,
+        f"simulated_{kind}",
+        labels,
+        splits,
+        {"0": channel},
+        description=f"simulated by medpair phantom {kind}, seed {seed}; no person's data",
+        licence="Apache-2.0",
+    )
+
+
+def _write(root: Path, paths: dict[str, str], phantom: Phantom) -> None:
+    """Write the three volumes of a phantom; the image last."""
+    affine = np.diag([*phantom.spacing, 1.0])
+    affine[:3, 3] = [
+        -0.5 * s * (n - 1) for s, n in zip(phantom.spacing, phantom.image.shape, strict=True)
+    ]
+    write_volume(root / paths["label"], Volume(phantom.label, affine))
+    write_volume(root / paths["roi"], Volume(phantom.roi, affine))
+    write_volume(root / paths["image"], Volume(phantom.image, affine))
