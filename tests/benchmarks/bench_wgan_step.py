@@ -11,6 +11,7 @@ and only show that everything works.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -214,7 +215,7 @@ def plain_sgd(network: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def measure_memory(task: Task) -> Row | None:
-    """Compare what a first step adds to each side's process; None where /proc does not tell."""
+    """Compare what a step adds to each side's process; None where /proc does not tell."""
     added = []
     for side in ("papers", "ours"):
         command = [
@@ -232,13 +233,19 @@ def measure_memory(task: Task) -> Row | None:
 
 
 def memory_of(side: str, task: Task) -> int | None:
-    """Take the first step in this process; returns peak RSS less RSS before it, in bytes.
+    """Take a step in this process; returns its peak RSS less RSS before it, in bytes.
 
-    Weights, and our averaged copy of them, are there before; gradients, Adam's moments and all
-    activations are the step's.
+    A step goes ahead, so that kernels are loaded and Adam's moments and our averaged weights are
+    there before; activations, gradients and all that is temporary count.
     """
     run = Papers(task) if side == "papers" else Ours(task)
+    run.step()
+    networks = run.loop if isinstance(run, Papers) else run.trainer
+    networks.generator.zero_grad()
+    networks.critic.zero_grad()
     gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory would hide what the step asks for
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before = resident("VmRSS")

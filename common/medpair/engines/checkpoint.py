@@ -63,7 +63,8 @@ class TrainingCheckpoint:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
+        # before the next batch, when all handlers have seen the step
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._stop_if_asked)
         engine.add_event_handler(Events.COMPLETED, self._complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._restore_signals_and_raise)
 

@@ -109,7 +109,8 @@ class Critic(nn.Module):
             the Linear layer is free), ``none``.
 
     Raises:
-        ValueError: if a size is not divisible by 8, or ``norm`` is unknown.
+        ValueError: if a size is not divisible by 8, ``norm`` is unknown, or the patch is too small
+            for instance norm.
     """
 
     def __init__(
@@ -125,6 +126,12 @@ class Critic(nn.Module):
             raise ValueError(f"filters: expected a multiple of 8, found {filters}")
         if norm not in ("instance", "spectral", "none"):
             raise ValueError(f"norm: expected instance, spectral or none, found {norm!r}")
+        # four halvings, rounded up: a patch size divisible by 8 need not be divisible by 16
+        grid = [-(-size // 16) for size in patch_size]
+        if norm == "instance" and max(grid) == 1:
+            raise ValueError(
+                f"patch_size: instance norm expects an axis over 16, found {list(patch_size)}"
+            )
         widths = [1 + num_labels, filters // 8, filters // 4, filters // 2, filters]
         layers: list[nn.Module] = []
         for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
@@ -132,8 +139,6 @@ class Critic(nn.Module):
             if norm == "instance":
                 layers.append(nn.InstanceNorm3d(wide))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
-        # four halvings, rounded up: a patch size divisible by 8 need not be divisible by 16
-        grid = [-(-size // 16) for size in patch_size]
         self.features = nn.Sequential(*layers)
         self.score = nn.Linear(filters * grid[0] * grid[1] * grid[2], 1)
         initialize(self)

@@ -64,6 +64,14 @@ _SULCUS_WIDTH, _CORTEX_WIDTH = 0.16, 0.6  # |field| below which it is fluid, bel
 _CISTERN_FLUID = 1.2  # the same in the cistern: most of it is fluid, chiasm and stalk are not
 _SURFACE_FLUID, _SURFACE_CORTEX = 1.5, 4.5  # mm of fluid, then of cortex, under the inner table
 _FISSURE = 1.0  # mm, half the width of the fissure between the hemispheres
+_STEM_FLUID = 2.5  # mm either side of the brainstem's surface; the cistern around it
+_STEM_TOP, _FISSURE_FLOOR = -8.0, 8.0  # mm (z): above lies the midbrain, below the corpus callosum
+# Face and neck: where a smooth random field is small lies a sheet of fat between muscles, or of
+# mucosa between the air of the nose; where it is large, bone without marrow.
+_FASCIA_SCALE, _FASCIA_WIDTH, _TURBINATE_WIDTH, _SOLID = 4.0, 0.25, 0.5, -0.6
+_LINING = 1.5  # mm of mucosa in a sinus
+_TEMPLE = ((45.0, 12.0, 25.0), 38.0)  # temporal muscle: lateral, about y, below z; half its length
+_LIMITS_SCALE = 8.0  # mm over which it changes
 _LIMITS = 0.8  # mm, standard deviation of the wobble of every layer's thickness
 
 
@@ -153,7 +161,7 @@ def tissue_map(points: np.ndarray, step: np.ndarray, rng: np.random.Generator) -
     """
     shape = points.shape[:3]
     distance = intracranial_distance(points)
-    layer = distance + _LIMITS * smooth_noise(rng, shape, 8.0 / step)
+    layer = distance + _LIMITS * smooth_noise(rng, shape, _LIMITS_SCALE / step)
     tissue = np.full(shape, Tissue.AIR, np.int8)
     _paint_outside(tissue, points, distance, layer, step, rng)
     _paint_brain(tissue, points, layer, step, rng)
@@ -172,24 +180,25 @@ def _paint_outside(
     p = _mirrored(points)
     skin = head_distance(points, distance) + layer - distance
     # Face and neck: muscle with sheets of fat between, so that bright does not mean vessel.
-    planes = smooth_noise(rng, tissue.shape, 4.0 / step)
+    planes = smooth_noise(rng, tissue.shape, _FASCIA_SCALE / step)
     tissue[skin < 0] = Tissue.MUSCLE
-    tissue[(skin < 0) & (np.abs(planes) < 0.25)] = Tissue.FAT
+    tissue[(skin < 0) & (np.abs(planes) < _FASCIA_WIDTH)] = Tissue.FAT
     tissue[(skin < SCALP_FAT - SKIN) & (skin > OUTER_TABLE - SKIN)] = Tissue.FAT
     # The temporal muscle lies between skull and scalp fat at the temples.
-    temple = (p[..., 0] > 45) & (np.abs(p[..., 1] - 12) < 38) & (p[..., 2] < 25)
+    (tx, ty, tz), reach = _TEMPLE
+    temple = (p[..., 0] > tx) & (np.abs(p[..., 1] - ty) < reach) & (p[..., 2] < tz)
     tissue[temple & (skin < -SCALP_DEPTH - 1)] = Tissue.MUSCLE
     tissue[_ellipsoid(p, _ORBIT) < 0] = Tissue.FAT
     tissue[_ellipsoid(p, _EYE) < 0] = Tissue.VITREOUS
     nasal = _ellipsoid(p, _NASAL) < 0
-    tissue[nasal] = np.where(np.abs(planes[nasal]) < 0.5, Tissue.MUCOSA, Tissue.AIR)
+    tissue[nasal] = np.where(np.abs(planes[nasal]) < _TURBINATE_WIDTH, Tissue.MUCOSA, Tissue.AIR)
     for shape in (_SPHENOID_SINUS, _MAXILLARY_SINUS):
         sinus = _ellipsoid(p, shape)
-        tissue[sinus < 1.5] = Tissue.MUCOSA
+        tissue[sinus < _LINING] = Tissue.MUCOSA
         tissue[sinus < 0] = Tissue.AIR
     tissue[(layer < OUTER_TABLE) & (layer > 0)] = Tissue.BONE
     diploe = (layer < DIPLOE) & (layer > INNER_TABLE)
-    tissue[diploe & (planes > -0.6)] = Tissue.MARROW
+    tissue[diploe & (planes > _SOLID)] = Tissue.MARROW
     tissue[_ellipsoid(p, _CLIVUS) < 0] = Tissue.MARROW
     mastoid = _ellipsoid(p, _MASTOID) < 0
     tissue[mastoid] = np.where(planes[mastoid] > 0, Tissue.BONE, Tissue.AIR)
@@ -211,11 +220,13 @@ def _paint_brain(
     brain = np.full(tissue.shape, Tissue.WHITE, np.int8)
     brain[(folded & (folds < _CORTEX_WIDTH)) | (depth < _SURFACE_CORTEX)] = Tissue.GREY
     brain[folded & (folds < _SULCUS_WIDTH)] = Tissue.FLUID
-    brain[(-layer < _SURFACE_FLUID) | ((p[..., 0] < _FISSURE) & (p[..., 2] > 8))] = Tissue.FLUID
+    brain[(-layer < _SURFACE_FLUID) | ((p[..., 0] < _FISSURE) & (p[..., 2] > _FISSURE_FLOOR))] = (
+        Tissue.FLUID
+    )
     for shape in (_LATERAL_VENTRICLE, _THIRD_VENTRICLE):
         brain[_ellipsoid(p, shape) < 0] = Tissue.FLUID
     brain[(_ellipsoid(p, _CISTERN) < 0) & (folds < _CISTERN_FLUID)] = Tissue.FLUID
     stem = _ellipsoid(p, _BRAINSTEM)
-    brain[(stem < -2.5) & (p[..., 2] < -8)] = Tissue.WHITE
-    brain[(np.abs(stem) <= 2.5) & (p[..., 2] < -8)] = Tissue.FLUID
+    brain[(stem < -_STEM_FLUID) & (p[..., 2] < _STEM_TOP)] = Tissue.WHITE
+    brain[(np.abs(stem) <= _STEM_FLUID) & (p[..., 2] < _STEM_TOP)] = Tissue.FLUID
     tissue[inside] = brain[inside]

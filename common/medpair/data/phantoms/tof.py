@@ -14,8 +14,16 @@ from scipy import ndimage
 
 from medpair.data.phantoms.head import Tissue, smooth_noise
 
-__all__ = ["Scan", "acquire", "blood_signal", "coil_gain", "draw_scan", "resized", "rician"]
-__all__ += ["tissue_signal"]
+__all__ = [
+    "Scan",
+    "acquire",
+    "blood_signal",
+    "coil_gain",
+    "draw_scan",
+    "resized",
+    "rician",
+    "tissue_signal",
+]
 
 # (T1 in ms at 3 T, proton density): Stanisz et al. 2005 for white, grey, muscle; CSF and fat as
 # usually quoted. Bone and air give no signal at echo times of 3 ms; diploe is part fat.

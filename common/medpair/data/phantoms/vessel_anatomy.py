@@ -196,7 +196,11 @@ DEEP_SHARE = 0.02  # of the points deeper than that are ends too: perforating ar
 
 
 def targets(rng: np.random.Generator, count: int = 60000) -> dict[str, np.ndarray]:
-    """Points that want blood, by territory, (N, 3) mm, right side only (x > 0)."""
+    """Points that want blood, by territory, (N, 3) mm, right side only (x > 0).
+
+    The planes between territories follow the usual vascular maps: parieto-occipital sulcus, the
+    strip beside the midline, tentorium, and thirds of the cerebellum.
+    """
     low, high = np.array([0.0, -118.0, -75.0]), np.array([90.0, 90.0, 90.0])
     p = rng.uniform(low, high, (count, 3))
     x, y, z = p.T

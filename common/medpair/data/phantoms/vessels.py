@@ -53,6 +53,8 @@ ANCHOR_RADIUS = 0.45  # mm: a field of view is laid around a point on an artery 
 P_CENTRAL, CENTRAL_REACH = 0.6, 28.0  # how often, and mm around the circle of Willis
 CIRCLE = np.array([0.0, 0.0, -16.0])
 ANCHOR_SHIFT = 0.3  # largest distance of that point from the centre, in parts of the extent
+WHOLE_WIDTH = np.array([140.0, 170.0])  # mm
+WHOLE_SHIFT = 0.12  # the same for a field of view as wide as the head: those are laid with care
 
 SHEATHED, SHEATH = 0.5, 2.0  # mm: arteries at least so wide (radius) have so much fluid around
 TISSUE_STEP = 1.0  # mm, or a voxel where that is more: tissue, whose contrasts are low, is
@@ -115,14 +117,16 @@ def _pose(
     lean = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     turn = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     matrix = turn @ lean @ nod @ np.diag(1 + HEAD_SCALE_SD * rng.standard_normal(3))
+    extent = np.multiply(size, spacing)
     wide = tree.points[
         (tree.radius > ANCHOR_RADIUS) & (intracranial_distance(tree.points) < -2) & ~tree.bridge
     ]
     central = wide[np.linalg.norm(wide - CIRCLE, axis=1) < CENTRAL_REACH]
-    pool = central if rng.random() < P_CENTRAL else wide
+    whole = bool(np.all(extent[:2] >= WHOLE_WIDTH))
+    pool = central if whole or rng.random() < P_CENTRAL else wide
     anchor = pool[rng.integers(len(pool))] @ matrix.T
-    extent = np.multiply(size, spacing)
-    centre = anchor + rng.uniform(-ANCHOR_SHIFT, ANCHOR_SHIFT, 3) * extent
+    shift = WHOLE_SHIFT if whole else ANCHOR_SHIFT
+    centre = anchor + rng.uniform(-shift, shift, 3) * extent
     # Keep to the head: centred on it where it fits, within it where it does not.
     slack = (HEAD_BOX[:, 1] - HEAD_BOX[:, 0] - extent) / 2
     middle = HEAD_BOX.mean(1)

@@ -1,0 +1,90 @@
+"""Bundles run in this process, as ``python -m monai.bundle run`` runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from tests.conftest import tiny_dataset
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+
+# WGAN and segmenter small enough for a second of training
+SMALL_WGAN = {
+    "patch_size": [32, 16, 16],
+    "filters": 16,
+    "critic_filters": 16,
+    "latent_size": 8,
+    "batch_size": 2,
+    "max_epochs": 2,
+    "random_patches": 2,
+    "log_interval": 1,
+    "seed": 3,
+}
+SMALL_UNET = {
+    "largest_patch": [16, 16, 16],
+    "channels": [4, 8, 16, 16],
+    "hidden_size": 24,
+    "feature_size": 12,
+    "batch_size": 2,
+    "max_epochs": 2,
+    "iterations_per_epoch": 2,
+    "val_interval": 1,
+    "log_interval": 1,
+}
+
+
+def workflow(bundle: str, configs: list[str], kind: str = "train", **overrides: Any) -> Any:
+    """Return an initialized workflow of a bundle."""
+    folder = BUNDLES / bundle / "configs"
+    result = ConfigWorkflow(
+        config_file=[str(folder / f"{name}.json") for name in configs],
+        meta_file=str(folder / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        **{"device": torch.device("cpu"), **overrides},
+    )
+    result.initialize()
+    return result
+
+
+def run(bundle: str, configs: list[str], kind: str = "train", **overrides: Any) -> Any:
+    """Run a bundle to its end."""
+    result = workflow(bundle, configs, kind, **overrides)
+    result.run()
+    result.finalize()
+    return result
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Six training and two validation cases, two classes, stored in another orientation."""
+    return str(
+        tiny_dataset(
+            tmp_path_factory.mktemp("data") / "set",
+            count=6,
+            validation=2,
+            orientation="PSR",
+            roi=True,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_wgan(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that trains a variant once and gives the folder of its weights."""
+    done: dict[str, Path] = {}
+
+    def train(variant: str = "compact") -> Path:
+        if variant not in done:
+            folder = tmp_path_factory.mktemp("wgan") / variant
+            small = {**SMALL_WGAN, **({"filters": 32} if "_c_" in variant else {})}
+            run("wgan_sn_mp", ["train", variant], dataset_dir=dataset, output_dir=str(folder), **small)
+            done[variant] = folder
+        return done[variant]
+
+    return train
