@@ -32,9 +32,7 @@ DEMO_SYNTHETIC = 40
 HELD_OUT_SHARE = 0.2
 
 
-def bundle_command(
-    bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]
-) -> list[str]:
+def bundle_command(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> list[str]:
     """Return the command line that runs a bundle with some of its configs and overrides."""
     paths = [str(bundle / "configs" / f"{name}.json") for name in configs]
     command = [sys.executable, "-m", "monai.bundle", "run"]
@@ -104,7 +102,7 @@ def train_step(
         print(f"\n{folder}: trained already", flush=True)
         return
     run_bundle(bundle, configs, {**overrides, "output_dir": str(folder)})
-    write_json(done, {key: value for key, value in overrides.items()})
+    write_json(done, dict(overrides))
 
 
 def train_and_score(
@@ -188,7 +186,8 @@ def refuse_other_data(output: Path, real: Path) -> None:
     if path.exists() and read_json(path) != origin:
         raise DataError(
             f"{path}: expected the dataset of this folder's earlier run "
-            f"{read_json(path)['dataset']}, found {origin['dataset']} (remove {output} to start anew)"
+            f"{read_json(path)['dataset']}, found {origin['dataset']} "
+            f"(remove {output} to start anew)"
         )
     write_json(path, origin)
 

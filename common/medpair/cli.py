@@ -111,7 +111,9 @@ def numbers(value: Any) -> list[float]:
     except (TypeError, ValueError):
         result = []
     if len(result) != 3:
-        raise ValueError(f"size or spacing: expected three numbers such as 128,128,64, found {value!r}")
+        raise ValueError(
+            f"size or spacing: expected three numbers such as 128,128,64, found {value!r}"
+        )
     return result
 
 

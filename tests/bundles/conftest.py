@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+
 from tests.conftest import tiny_dataset
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -83,7 +84,13 @@ def trained_wgan(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Call
         if variant not in done:
             folder = tmp_path_factory.mktemp("wgan") / variant
             small = {**SMALL_WGAN, **({"filters": 32} if "_c_" in variant else {})}
-            run("wgan_sn_mp", ["train", variant], dataset_dir=dataset, output_dir=str(folder), **small)
+            run(
+                "wgan_sn_mp",
+                ["train", variant],
+                dataset_dir=dataset,
+                output_dir=str(folder),
+                **small,
+            )
             done[variant] = folder
         return done[variant]
 

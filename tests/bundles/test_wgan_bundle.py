@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from tests.bundles.conftest import BUNDLES, SMALL_WGAN, run, workflow
-from tests.conftest import tiny_dataset
 
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.engines.refusals import first_data_error
+from tests.bundles.conftest import BUNDLES, SMALL_WGAN, run, workflow
+from tests.conftest import tiny_dataset
 
 VARIANTS = ["wgan_gp", "wgan_gp_sn", "wgan_sn_mp", "wgan_c_sn_mp", "compact"]
 Train = Callable[[str], Path]
@@ -102,9 +102,7 @@ def test_networks_are_the_papers_at_the_papers_settings(dataset: str) -> None:
 
 def test_samples_do_not_depend_on_batch_size(trained_wgan: Train, tmp_path: Path) -> None:
     folder = trained_wgan("compact")
-    sets = [
-        volumes(sample(folder, tmp_path / f"b{size}", batch_size=size)) for size in (1, 2, 5)
-    ]
+    sets = [volumes(sample(folder, tmp_path / f"b{size}", batch_size=size)) for size in (1, 2, 5)]
     for other in sets[1:]:
         assert other.keys() == sets[0].keys()
         for name, array in sets[0].items():

@@ -1,0 +1,1 @@
+"""Labelled volumes: the data contract, files, labels, patches, simulated cohorts."""

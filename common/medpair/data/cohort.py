@@ -96,7 +96,9 @@ def from_unit(image: np.ndarray, low: float, high: float) -> np.ndarray:
     return (image + 1.0) * (0.5 * (high - low)) + low
 
 
-def resample(array: np.ndarray, old: Sequence[float], new: Sequence[float], order: int) -> np.ndarray:
+def resample(
+    array: np.ndarray, old: Sequence[float], new: Sequence[float], order: int
+) -> np.ndarray:
     """Resample (W, H, D) from one spacing to another; ``order`` 1 for images, 0 for labels."""
     from scipy.ndimage import zoom
 
@@ -145,7 +147,9 @@ def read_cohort(
         name=folder.name,
         labels=labels.names,
         spacing=(grid[0], grid[1], grid[2]),
-        sizes=tuple(sorted((v.image.shape[0], v.image.shape[1], v.image.shape[2]) for v in volumes)),
+        sizes=tuple(
+            sorted((v.image.shape[0], v.image.shape[1], v.image.shape[2]) for v in volumes)
+        ),
         intensity=(low, high),
         integer=all(bool((image.array == np.rint(image.array)).all()) for image, _ in raw),
         licence=str(folder.content.get("licence", folder.content.get("license", ""))),

@@ -51,7 +51,9 @@ def random_starts(
     return [(int(a), int(b), int(c)) for a, b, c in starts]
 
 
-def extract(array: np.ndarray, start: Sequence[int], patch: Sequence[int], fill: float) -> np.ndarray:
+def extract(
+    array: np.ndarray, start: Sequence[int], patch: Sequence[int], fill: float
+) -> np.ndarray:
     """Cut a patch (W, H, D); voxels outside the array get ``fill``."""
     result = np.full(tuple(patch), fill, dtype=array.dtype)
     inside, target = overlap(array.shape, start, patch)

@@ -1,0 +1,1 @@
+"""Training loops, what they save, and the scoring of segmenters."""

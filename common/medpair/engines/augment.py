@@ -20,7 +20,7 @@ class CriticAugmentation:
 
     Attributes:
         shift: largest shift in voxels, per axis.
-        gain: the image is multiplied by a factor from ``1 - gain .. 1 + gain`` about -1, its dark end.
+        gain: the image is multiplied about -1, its dark end, by a factor of up to 1 -+ this.
         offset: and moved by up to this much (the image's range is -1..1).
     """
 

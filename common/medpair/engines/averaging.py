@@ -30,8 +30,8 @@ class AveragedWeights:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for mean, new in zip(self.network.parameters(), network.parameters(), strict=True):
             mean.lerp_(new.detach().to(mean.dtype), 1 - decay)
-        for mean, new in zip(self.network.buffers(), network.buffers(), strict=True):
-            mean.copy_(new)
+        for own, current in zip(self.network.buffers(), network.buffers(), strict=True):
+            own.copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the mean and the number of updates."""

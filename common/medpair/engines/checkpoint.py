@@ -76,9 +76,7 @@ class TrainingCheckpoint:
             "settings": self.settings,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "objects": {
-                name: thing.state_dict() for name, thing in engine.state_objects().items()
-            },
+            "objects": {name: thing.state_dict() for name, thing in engine.state_objects().items()},
         }
         # the model first: a run whose checkpoint says "finished" has its model
         save_torch(self.folder / MODEL, engine.model_state())
@@ -185,7 +183,7 @@ class ModelCard:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` with tuples as lists and paths as text, so that it compares after loading."""
+    """Return ``value`` with tuples as lists and paths as text, as it is after loading."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -22,13 +22,11 @@ def first_data_error(error: BaseException) -> DataError | None:
 def plain_refusals() -> None:
     """Let this process end on a ``DataError`` with its message alone and exit code 1.
 
-    Bundles call it first in ``initialize``. With ``MEDPAIR_TRACEBACK=1`` the traceback is shown too.
+    Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too.
     """
     previous = sys.excepthook
 
-    def hook(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         refusal = first_data_error(error)
         if refusal is None or os.environ.get("MEDPAIR_TRACEBACK"):
             previous(kind, error, trace)

@@ -37,9 +37,7 @@ class LabelWriter:
         """Write ``pred`` (1, W, H, D) class indices with its affine."""
         array, affine = native(data["pred"])
         orientation = "".join(nib.aff2axcodes(affine))
-        write_volume(
-            self.folder / f"{data['case']}.nii.gz", Volume(array, affine, orientation)
-        )
+        write_volume(self.folder / f"{data['case']}.nii.gz", Volume(array, affine, orientation))
         return data
 
 
@@ -93,7 +91,12 @@ class CaseScores:
 
     def complete(self) -> dict[str, Any]:
         """Write the tables, log a summary, and return it."""
-        content: dict[str, Any] = {"info": self.info, "summary": {}, "empty": {}, "cases": self.rows}
+        content: dict[str, Any] = {
+            "info": self.info,
+            "summary": {},
+            "empty": {},
+            "cases": self.rows,
+        }
         for region in sorted({row["region"] for row in self.rows}, reverse=True):
             rows = [row for row in self.rows if row["region"] == region]
             content["summary"][region] = self._summary(rows)
@@ -151,5 +154,7 @@ def table(summary: dict[str, Any]) -> str:
                 for m in (measures[key] for key in MEASURES)
             ]
             count = measures["dsc"]["n"]
-            lines.append(f"{region:8} {name:24.24} {count:>4} " + " ".join(f"{c:>24}" for c in cells))
+            lines.append(
+                f"{region:8} {name:24.24} {count:>4} " + " ".join(f"{c:>24}" for c in cells)
+            )
     return "\n".join(lines)

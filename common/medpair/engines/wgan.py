@@ -30,6 +30,7 @@ from medpair.data.sampling import torch_generator
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.augment import CriticAugmentation
 from medpair.engines.averaging import AveragedWeights, recalibrate_batch_norm
+from medpair.networks.wgan import Generator
 
 PenaltyMode = Literal["per_sample", "batch"]
 # Streams of random numbers within one iteration
@@ -98,7 +99,7 @@ class WGANTrainer(Trainer):
         device: torch.device | str,
         max_epochs: int,
         train_data_loader: Iterable[Any],
-        generator: nn.Module,
+        generator: Generator,
         critic: nn.Module,
         generator_optimizer: torch.optim.Optimizer,
         critic_optimizer: torch.optim.Optimizer,
@@ -118,9 +119,7 @@ class WGANTrainer(Trainer):
         train_handlers: list[Any] | None = None,
     ) -> None:
         if penalty_mode not in ("per_sample", "batch"):
-            raise ValueError(
-                f"penalty_mode: expected per_sample or batch, found {penalty_mode!r}"
-            )
+            raise ValueError(f"penalty_mode: expected per_sample or batch, found {penalty_mode!r}")
         if n_critic < 1:
             raise ValueError(f"n_critic: expected at least 1, found {n_critic}")
         # MONAI's own scaler is for one optimizer; two are made here
@@ -128,8 +127,8 @@ class WGANTrainer(Trainer):
         if self.state.device.type == "cpu":
             keep_freed_memory()
         self.layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-        self.generator = generator.to(self.state.device, memory_format=self.layout)
-        self.critic = critic.to(self.state.device, memory_format=self.layout)
+        self.generator = self._placed(generator)
+        self.critic = self._placed(critic)
         self.generator_optimizer = generator_optimizer
         self.critic_optimizer = critic_optimizer
         self.inferer = inferer
@@ -140,6 +139,7 @@ class WGANTrainer(Trainer):
         self.reuse_fakes = reuse_fakes
         self.match_padding = match_padding
         self.augmentation = augmentation or CriticAugmentation()
+        self.latent_size = generator.latent_size
         self.averaged = AveragedWeights(generator, averaging)
         self.mixed = amp
         self.amp_dtype = getattr(torch, amp_dtype)
@@ -253,8 +253,11 @@ class WGANTrainer(Trainer):
         return pair.contiguous(memory_format=self.layout)
 
     def _latent(self, count: int, generator: torch.Generator) -> Tensor:
-        size = self.averaged.network.latent_size
-        return torch.randn(count, size, generator=generator).to(self.state.device)
+        return torch.randn(count, self.latent_size, generator=generator).to(self.state.device)
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, then give its kernels the layout."""
+        return network.to(self.state.device).to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def _random(self, stream: int, number: int) -> torch.Generator:
         """Random numbers of this iteration: a function of counters, so that resuming is exact."""

@@ -99,7 +99,8 @@ class PairInferer:
 class PairWriter:
     """Turn generated pairs into volumes on the training cohort's scale and write them.
 
-    As postprocessing it writes one pair; ``complete`` writes ``dataset.json``. Every pair has a sidecar ``provenance/NAME.json``, written last: a pair whose sidecar exists is whole.
+    As postprocessing it writes one pair; ``complete`` writes ``dataset.json``. Every pair has a
+    sidecar ``provenance/NAME.json``, written last: a pair whose sidecar exists is whole.
 
     Args:
         output_dir: the dataset folder.
@@ -129,6 +130,7 @@ class PairWriter:
         self.label_channels = LabelChannels(**card["label_channels"])
         self.wanted = range(start_index, start_index + num_samples)
         self.split = split
+        self.seed = seed
         self.origin = {
             "generator": "wgan",
             "weights": Path(weights).name,
@@ -174,14 +176,16 @@ class PairWriter:
         low, high = self.cohort.intensity
         image = from_unit(pair[0].numpy().astype(np.float64)[box], low, high)
         affine = centred_affine(self.cohort.spacing, size)
-        write_volume(self.folder / paths["image"], Volume(stored(image, low, high), affine), np.int16)
+        write_volume(
+            self.folder / paths["image"], Volume(stored(image, low, high), affine), np.int16
+        )
         write_volume(self.folder / paths["label"], Volume(np.ascontiguousarray(label), affine))
         write_json(self._sidecar(index), {"index": index, "size": list(size), **self.origin})
 
     def _size(self, index: int, patch: Sequence[int]) -> tuple[int, int, int]:
         """Draw the pair's size from the cohort's; axes longer than the patch are cut to it."""
         sizes = self.cohort.sizes
-        rng = np.random.default_rng([int(self.origin["seed"]), index, SIZE_STREAM])
+        rng = np.random.default_rng([self.seed, index, SIZE_STREAM])
         w, h, d = sizes[int(rng.integers(len(sizes)))]
         return min(w, patch[0]), min(h, patch[1]), min(d, patch[2])
 

@@ -1,0 +1,1 @@
+"""Overlap, distance, and summaries of them."""

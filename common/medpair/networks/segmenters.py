@@ -56,6 +56,11 @@ def segmenter(
         raise ValueError(
             f"patch_size: {architecture} expects multiples of {multiple}, found {list(patch_size)}"
         )
+    if architecture == "swin_unetr" and max(patch_size) < 64:
+        # its deepest level halves the patch five times and normalises what is left
+        raise ValueError(
+            f"patch_size: swin_unetr expects an axis of 64 or more, found {list(patch_size)}"
+        )
     if architecture == "unetr":
         return UNETR(
             1, num_classes, tuple(patch_size), hidden_size=hidden_size, mlp_dim=4 * hidden_size

@@ -13,6 +13,7 @@ eightfold per block and is what the ``compact`` preset does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -85,7 +86,7 @@ class Generator(nn.Module):
                     nn.BatchNorm3d(narrow),
                     nn.ReLU(inplace=True),
                 )
-                for wide, narrow in zip(widths[:-1], widths[1:], strict=True)
+                for wide, narrow in pairwise(widths)
             )
         )
         self.head = nn.Conv3d(widths[-1], 1 + num_labels, kernel_size=3, padding=1)
@@ -134,7 +135,7 @@ class Critic(nn.Module):
             )
         widths = [1 + num_labels, filters // 8, filters // 4, filters // 2, filters]
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+        for narrow, wide in pairwise(widths):
             layers.append(nn.Conv3d(narrow, wide, kernel_size=3, stride=2, padding=1))
             if norm == "instance":
                 layers.append(nn.InstanceNorm3d(wide))
