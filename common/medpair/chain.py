@@ -71,7 +71,7 @@ def run_demo(output: Path, bundles: Path, dataset: Path | None) -> None:
         output / "wgan",
         bundles / WGAN,
         ["train", "compact"],
-        DEMO_WGAN | patch | {"dataset_dir": str(real), "label_group": None},
+        DEMO_WGAN | patch | {"dataset_dir": str(real)},
     )
     run_bundle(
         bundles / WGAN,

@@ -1,0 +1,61 @@
+"""The demo on a small dataset of one's own: every step, and starting it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.bundles.conftest import BUNDLES
+from tests.conftest import tiny_dataset
+
+from medpair import chain
+from medpair.data.check import check_dataset
+from medpair.data.dataset import load_dataset
+from medpair.data.faults import errors_of
+from medpair.data.files import DataError, read_json
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {"max_epochs": 1, "iterations_per_epoch": 2, "val_interval": 1, "batch_size": 2}
+    wgan = {**steps, "filters": 16, "critic_filters": 16, "latent_size": 8}
+    monkeypatch.setattr(chain, "DEMO_WGAN", wgan)
+    monkeypatch.setattr(chain, "DEMO_UNET", {**steps, "channels": [4, 8, 8]})
+    monkeypatch.setattr(chain, "DEMO_SYNTHETIC", 3)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_whole_job_on_ones_own_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = tiny_dataset(tmp_path / "own", count=5, validation=0)
+    output = tmp_path / "demo"
+    chain.run_demo(output, BUNDLES, dataset)
+    real = load_dataset(output / "real")
+    assert [len(real.cases[name]) for name in ("training", "validation")] == [4, 1]
+    assert errors_of(check_dataset(output / "synthetic")) == []
+    results = read_json(output / "results.json")
+    assert set(results) == {"volume: class_1", "volume: class_2", "volume: mean"}
+    assert "dsc_synthetic" in results["volume: mean"]
+    assert (output / "pairs.png").stat().st_size > 1000
+    assert "synthetic" in capsys.readouterr().out
+
+    ran: list[str] = []
+    monkeypatch.setattr(chain, "run_bundle", lambda bundle, *rest: ran.append(bundle.name))
+    chain.run_demo(output, BUNDLES, dataset)
+    assert ran == ["wgan_sn_mp"]  # generation looks for itself what is missing
+    with pytest.raises(DataError, match="earlier run"):
+        chain.run_demo(output, BUNDLES, tiny_dataset(tmp_path / "other", validation=1))
+
+
+def test_a_dataset_with_held_out_cases_is_used_where_it_is(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "own", validation=1)
+    assert chain.own_cohort(dataset, tmp_path / "demo") == dataset
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_faulty_dataset_is_refused(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "own")
+    next((dataset / "imagesTr").iterdir()).unlink()
+    with pytest.raises(DataError, match="clean dataset"):
+        chain.own_cohort(dataset, tmp_path / "demo")
