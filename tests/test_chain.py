@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.bundles.conftest import BUNDLES
-from tests.conftest import tiny_dataset
 
 from medpair import chain
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import DataError, read_json
+from tests.bundles.conftest import BUNDLES
+from tests.conftest import tiny_dataset
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from tests.conftest import tiny_dataset
 
 from medpair.data.dataset import load_dataset
+from tests.conftest import tiny_dataset
 
 
 def medpair(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -16,8 +16,10 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from scipy.ndimage import distance_transform_edt
 
+from medpair.data.check import require_valid
 from medpair.data.dataset import load_dataset
 from medpair.data.files import read_json, read_volume, write_json
+from medpair.data.segmentation import load_items
 from medpair.engines.refusals import first_data_error
 from tests.bundles.conftest import SMALL_UNET, run, workflow
 from tests.conftest import tiny_dataset
@@ -216,6 +218,12 @@ def test_merged_labels_train_and_score(tmp_path: Path) -> None:
     scores = evaluate(tmp_path / "run", str(folder), tmp_path / "scores", label_group="two")
     assert set(scores["summary"]["volume"]) == {"ends", "mid", "mean"}
     truth = read_volume(load_dataset(folder).split("validation")[0].label).array
+    merged = tiny_dataset(tmp_path / "merged", num_labels=2)
+    content = read_json(merged / "dataset.json")
+    names = {"background": 0, "ends": 1, "mid": 2}
+    write_json(merged / "dataset.json", {**content, "labels": names, "label_group": "two"})
+    require_valid([folder, merged], "two")
+    assert len(load_items([folder, merged], "training", "two")) == 4 + 4
     ends = next(row for row in scores["cases"] if row["class"] == "ends")
     assert ends["truth_voxels"] == np.isin(truth, (1, 3)).sum()
 

@@ -252,6 +252,21 @@ def test_resuming_with_other_settings_is_refused(trained_wgan: Train, dataset: s
     assert "penalty_weight: 10.0 then, 5.0 now" in str(error)
 
 
+def test_training_starts_from_given_weights(
+    trained_wgan: Train, dataset: str, tmp_path: Path
+) -> None:
+    given = trained_wgan("compact") / "model.pt"
+    run(
+        "wgan_sn_mp",
+        ["train", "compact"],
+        dataset_dir=dataset,
+        output_dir=str(tmp_path),
+        **{**SMALL_WGAN, "max_epochs": 1, "generator_lr": 0.0, "ckpt_path": str(given), "seed": 8},
+    )
+    one, two = (torch.load(path, weights_only=True) for path in (given, tmp_path / "model.pt"))
+    assert all(torch.allclose(one[key], two[key]) for key in one if "running" not in key)
+
+
 def test_a_broken_dataset_is_refused_before_training(tmp_path: Path) -> None:
     folder = tiny_dataset(tmp_path / "set")
     (folder / "labelsTr" / "case_001.nii.gz").unlink()
@@ -317,6 +332,7 @@ def test_the_command_line_works_from_another_directory(
             "config_file": str([str(folder / "train.json"), str(folder / "compact.json")]),
             "dataset_dir": dataset,
             "output_dir": "run",
+            "device": "cpu",
             **{key: json.dumps(value) for key, value in SMALL_WGAN.items()},
         },
         {
@@ -324,6 +340,7 @@ def test_the_command_line_works_from_another_directory(
             "ckpt_path": "run/model.pt",
             "output_dir": "out",
             "num_samples": "3",
+            "device": "cpu",
         },
     ]
     for arguments in runs:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch import nn
 
 from medpair import __version__
 from medpair.data.cohort import Cohort
@@ -180,6 +181,42 @@ class ModelCard:
                 "label_channels": asdict(self.label_channels),
             },
         )
+
+
+class StartFrom:
+    """Load weights before the first step (fine-tuning); layers that do not fit stay as drawn.
+
+    Args:
+        network: takes the weights.
+        path: a ``model.pt``; None does nothing.
+
+    Raises:
+        DataError: if nothing in the file fits the network.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path | None) -> None:
+        self.network = network
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, before the checkpoint: resuming replaces these weights."""
+        engine.add_event_handler(Events.STARTED, self._load)
+
+    def _load(self, engine: Engine) -> None:
+        if self.path is None:
+            return
+        given = load_torch(self.path)
+        own = self.network.state_dict()
+        fits = {
+            key: value
+            for key, value in given.items()
+            if key in own and own[key].shape == value.shape
+        }
+        left = sorted(set(own) - set(fits))
+        if not fits:
+            raise DataError(f"{self.path}: expected weights of this network, found none that fit")
+        self.network.load_state_dict({**own, **fits})
+        logger.info("%s: %d tensors loaded, not loaded: %s", self.path, len(fits), left or "none")
 
 
 def plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,13 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.trainer import SupervisedTrainer
 from monai.utils.enums import CommonKeys
-from torch import Tensor, nn
+from torch import Tensor
 
 from medpair import __version__
-from medpair.data.files import DataError, load_torch, write_json
+from medpair.data.files import write_json
 from medpair.data.segmentation import SegmentationTask
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.checkpoint import CARD
-
-logger = logging.getLogger(__name__)
 
 
 class SegmentationTrainer(SupervisedTrainer):
@@ -113,39 +110,3 @@ class SegmenterCard:
                 "segmenter": self.segmenter,
             },
         )
-
-
-class StartFrom:
-    """Load weights before the first step (fine-tuning); layers that do not fit stay as drawn.
-
-    Args:
-        network: takes the weights.
-        path: a ``model.pt``; None does nothing.
-
-    Raises:
-        DataError: if nothing in the file fits the network.
-    """
-
-    def __init__(self, network: nn.Module, path: str | Path | None) -> None:
-        self.network = network
-        self.path = path
-
-    def attach(self, engine: Engine) -> None:
-        """Register with the trainer, before the checkpoint: resuming replaces these weights."""
-        engine.add_event_handler(Events.STARTED, self._load)
-
-    def _load(self, engine: Engine) -> None:
-        if self.path is None:
-            return
-        given = load_torch(self.path)
-        own = self.network.state_dict()
-        fits = {
-            key: value
-            for key, value in given.items()
-            if key in own and own[key].shape == value.shape
-        }
-        left = sorted(set(own) - set(fits))
-        if not fits:
-            raise DataError(f"{self.path}: expected weights of this network, found none that fit")
-        self.network.load_state_dict({**own, **fits})
-        logger.info("%s: %d tensors loaded, not loaded: %s", self.path, len(fits), left or "none")
