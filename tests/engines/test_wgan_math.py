@@ -459,7 +459,7 @@ class Tiny(nn.Module):
 
 
 def test_averaged_weights_by_hand() -> None:
-    """Shares of the old mean: 2/11, 3/12, 4/13, ... until the decay, here 0.4, is reached."""
+    """Shares of the old mean: none at first, then 3/12, 4/13, ... until the decay, here 0.4."""
     network = Tiny(1.0)
     averaged = AveragedWeights(network, decay=0.4)
     mean = 1.0
@@ -467,7 +467,7 @@ def test_averaged_weights_by_hand() -> None:
         network.weight.data.fill_(value)
         network.count.fill_(value)
         averaged.update(network)
-        share = [2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4][update - 1]
+        share = [0.0, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4][update - 1]
         mean = share * mean + (1 - share) * value
         assert averaged.network.weight.item() == pytest.approx(mean, rel=1e-6)
         assert averaged.network.count.item() == value

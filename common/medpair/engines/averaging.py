@@ -27,7 +27,9 @@ class AveragedWeights:
     def update(self, network: nn.Module) -> None:
         """Take in the current parameters; buffers (BatchNorm statistics) are copied."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        # the first update copies: the network may have been given other weights meanwhile
+        started = self.updates > 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if started else 0.0
         for mean, new in zip(self.network.parameters(), network.parameters(), strict=True):
             mean.lerp_(new.detach().to(mean.dtype), 1 - decay)
         for own, current in zip(self.network.buffers(), network.buffers(), strict=True):
