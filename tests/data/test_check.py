@@ -332,8 +332,18 @@ def test_missing_orientation_is_a_warning(folder: Path) -> None:
     assert fault.expected == "an sform or a qform"
 
 
+def test_qform_alone_and_a_sign_of_zero_are_valid(folder: Path) -> None:
+    # the standard reads a zero before the voxel sizes as 1
+    edit_bytes(image(folder), SFORM_CODE, "h", 0)
+    edit_bytes(image(folder), PIXDIM, "f", 0.0)
+    assert check_dataset(folder) == []
+    assert read_volume(image(folder)).affine[2, 2] == 1.0
+
+
 def test_unknown_form_code(folder: Path) -> None:
     edit_bytes(image(folder), SFORM_CODE, "h", 77)
+    # which affine a reader takes is unknown, so it is compared with none
+    edit_bytes(image(folder), SROW + 12, "f", 99.0)
     fault = only(check_dataset(folder, quick=True), image(folder), "sform_code")
     assert (fault.expected, fault.found) == ("0 to 5", "77")
 
@@ -540,6 +550,14 @@ def test_class_in_no_case_is_a_warning(folder: Path) -> None:
     edit_json(folder, lambda c: c["labels"].update(ghost=9, spectre=3))
     fault = only(check_dataset(folder), folder / "dataset.json", "labels", "warning")
     assert fault.found == "no voxel of [spectre, ghost]"
+
+
+def test_class_of_an_unreadable_label_is_not_called_absent(folder: Path) -> None:
+    for index in (1, 2, 3):
+        edit_voxels(label(folder, index), lambda a: np.minimum(a, 1))
+    assert check_dataset(folder) == []
+    label(folder, 0).write_bytes(label(folder, 0).read_bytes()[:-1])
+    only(check_dataset(folder), label(folder, 0), "gzip")
 
 
 def test_labels_outside_the_chosen_group_are_background(folder: Path) -> None:

@@ -514,6 +514,13 @@ def test_sampled_weights_do_not_depend_on_the_batch() -> None:
     network.load_state_dict(state)
     for name, parameter in trainer.averaged.network.named_parameters():
         torch.testing.assert_close(state[name], parameter.data, rtol=0, atol=0)
+    # the statistics are those of the averaged weights: they leave mean 0 and variance 1
+    drawn = network.stem[1](network.stem[0](torch.randn(2000, LATENT_SIZE)))
+    normalised = (drawn.transpose(0, 1).flatten(1) - state["stem.2.running_mean"][:, None]) / (
+        state["stem.2.running_var"][:, None].sqrt()
+    )
+    assert normalised.mean(dim=1).abs().max() < 0.3
+    assert 0.7 < normalised.std(dim=1).min() <= normalised.std(dim=1).max() < 1.3
     again = trainer.model_state()
     assert all(torch.equal(state[name], again[name]) for name in state)
     latent = torch.randn(3, LATENT_SIZE)

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from medpair.data.faults import numbers
 
@@ -165,7 +166,7 @@ def _readable_affine(raw: Any, pixdim: np.ndarray, add: AddFault) -> np.ndarray 
         raw["pixdim"][0] = 1.0  # the standard reads 0 as 1
     try:
         affine = np.asarray(raw.get_best_affine(), dtype=np.float64)
-    except ValueError as error:  # quaternions of no rotation
+    except (ValueError, HeaderDataError) as error:  # quaternions of no rotation
         add("affine", "a readable qform", f"{error}")
         return None
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
