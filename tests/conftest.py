@@ -7,9 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import Volume, write_volume
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Small volumes are slower on more threads, and far slower on a busy machine."""
+    torch.set_num_threads(1)
 
 
 def tiny_dataset(

@@ -8,13 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.bundles.conftest import BUNDLES, SMALL_UNET, run
 
 from medpair.data.check import check_dataset
 from medpair.data.cohort import read_card, read_cohort
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import read_json, read_volume
+from tests.bundles.conftest import BUNDLES, SMALL_UNET, run
 
 pytestmark = pytest.mark.skipif(
     "MEDPAIR_DATA" not in os.environ, reason="MEDPAIR_DATA names no folder of real volumes"

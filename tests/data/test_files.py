@@ -294,9 +294,9 @@ def test_whole_floats_are_stored_as_they_are(tmp_path: Path, dtype: Any) -> None
     assert np.array_equal(read_volume(tmp_path / "label.nii.gz").array, array)
 
 
-@pytest.mark.parametrize("scale", [0.37, 1e4])
-def test_floats_that_do_not_fit_are_scaled(tmp_path: Path, scale: float) -> None:
-    array = scale * np.random.default_rng(0).integers(-90, 90, (6, 5, 4)).astype(np.float32)
+@pytest.mark.parametrize(("low", "scale"), [(-90, 0.37), (-90, 1e4), (0, 1e4)])
+def test_floats_that_do_not_fit_are_scaled(tmp_path: Path, low: int, scale: float) -> None:
+    array = scale * np.random.default_rng(0).integers(low, 90, (6, 5, 4)).astype(np.float32)
     write_volume(tmp_path / "image.nii.gz", Volume(array, np.eye(4)), np.int16)
     back = read_volume(tmp_path / "image.nii.gz").array
     step = (array.max() - array.min()) / 65535

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from medpair.data.cohort import LabelledVolume
+from medpair.data.sampling import numpy_generator
 
 # What lies outside the volume: the darkest intensity and background.
 PAD_IMAGE = -1.0
@@ -126,7 +127,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         for index, volume in enumerate(self.volumes):
             starts = systematic_starts(volume.image.shape, patch_size)
             if any(n > p for n, p in zip(volume.image.shape, patch_size, strict=True)):
-                rng = np.random.default_rng([seed, index])
+                rng = numpy_generator(seed, index)
                 starts += random_starts(volume.label, patch_size, random_patches, rng)
             self.data += [(index, start) for start in starts]
 

@@ -14,14 +14,23 @@ from torch.utils.data import Sampler
 
 
 def derive_seed(*counters: int) -> int:
-    """Return a 63-bit seed that depends on all counters (non-negative integers)."""
-    state = np.random.SeedSequence([int(counter) for counter in counters]).generate_state(2)
+    """Return a 63-bit seed that depends on all counters (non-negative integers).
+
+    Their number counts too: NumPy takes (1, 2) and (1, 2, 0) for the same.
+    """
+    entropy = [len(counters), *(int(counter) for counter in counters)]
+    state = np.random.SeedSequence(entropy).generate_state(2)
     return (int(state[0]) << 31) ^ int(state[1])
 
 
 def torch_generator(*counters: int) -> torch.Generator:
     """Return a CPU generator seeded by the counters; draws are the same for every device."""
     return torch.Generator().manual_seed(derive_seed(*counters))
+
+
+def numpy_generator(*counters: int) -> np.random.Generator:
+    """Return a NumPy generator seeded by the counters."""
+    return np.random.default_rng(derive_seed(*counters))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset
+from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, MapTransform, RandAffined, RandomizableTransform
 
 from medpair.data.cohort import SPACING_TOLERANCE, robust_range
@@ -139,7 +139,8 @@ class EncodeLabeld(MapTransform):
             source = value.meta.get("filename_or_obj", key) if hasattr(value, "meta") else key
             encoded = self._maps[root].encode(stored, str(source))
             tensor = torch.from_numpy(encoded.astype(np.int64))
-            result[key] = value.new_tensor(tensor) if hasattr(value, "meta") else tensor
+            meta = getattr(value, "meta", None)
+            result[key] = tensor if meta is None else MetaTensor(tensor, meta=meta)
         return result
 
 

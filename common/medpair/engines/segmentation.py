@@ -67,7 +67,7 @@ class SegmentationTrainer(SupervisedTrainer):
             self.lr_scheduler.step()
 
     def _check_finite(self, engine: Engine) -> None:
-        loss = float(self.state.output[CommonKeys.LOSS])
+        loss = self.state.output[CommonKeys.LOSS].item()
         if not abs(loss) < float("inf"):
             raise FloatingPointError(
                 f"iteration {self.state.iteration}: expected a finite loss, found {loss} on "

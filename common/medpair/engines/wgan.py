@@ -9,7 +9,7 @@ What differs from the paper's code, and why: fakes are detached in the penalty (
 is also propagated through the generator and the result thrown away); the penalty is per sample
 (there, one norm over the whole batch, so that its strength depends on the batch size) and in fp32
 (the square of a half-precision gradient norm overflows); the generator step uses the fakes of the
-last critic step instead of drawing new ones. The first and the last can be switched back.
+last critic step instead of drawing new ones. ``penalty_mode`` and ``reuse_fakes`` switch back.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class WGANTrainer(Trainer):
         device: where to train.
         max_epochs: passes over the data loader.
         train_data_loader: batches with ``image`` (B, 1, H, W, D), ``label``, ``box`` (see
-            ``PatchDataset``). A batch is split among the ``n_critic`` critic steps.
+            ``PatchDataset``). A batch is split among the ``n_critic`` critic steps, and should
+            hold ``n_critic`` times as many pairs as one step is to see.
         generator: network, latent vectors to (B, 1 + num_labels, H, W, D).
         critic: network, pairs to scores.
         generator_optimizer: Adam in the paper, lr 2e-4, betas (0, 0.9).

@@ -24,6 +24,7 @@ from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import DataError, Volume, read_json, write_json, write_volume
 from medpair.data.labels import LabelChannels
 from medpair.data.patches import crop_box
+from medpair.data.sampling import numpy_generator
 from medpair.networks.wgan import Generator
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.seed = seed
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, index, LATENT_STREAM])
+        rng = numpy_generator(self.seed, index, LATENT_STREAM)
         latent = rng.standard_normal(self.latent_size, dtype=np.float32)
         return {"image": torch.from_numpy(latent), "index": index}
 
@@ -185,7 +186,7 @@ class PairWriter:
     def _size(self, index: int, patch: Sequence[int]) -> tuple[int, int, int]:
         """Draw the pair's size from the cohort's; axes longer than the patch are cut to it."""
         sizes = self.cohort.sizes
-        rng = np.random.default_rng([self.seed, index, SIZE_STREAM])
+        rng = numpy_generator(self.seed, index, SIZE_STREAM)
         w, h, d = sizes[int(rng.integers(len(sizes)))]
         return min(w, patch[0]), min(h, patch[1]), min(d, patch[2])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the field's own name)
@@ -27,19 +25,16 @@ class UpsampleConv3d(nn.Conv3d):
         fused: ``False`` computes the plain form (tests, benchmarks).
     """
 
-    if TYPE_CHECKING:  # TorchScript cannot read annotations of buffers
-        tap_map: Tensor
-
     def __init__(self, in_channels: int, out_channels: int, fused: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
         self.fused = fused
-        tap_map = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-        self.register_buffer("tap_map", tap_map, persistent=False)
 
     def fused_weight(self) -> Tensor:
-        """Return the (C_in, C_out, 4, 4, 4) kernel of the equivalent transposed convolution."""
-        taps = self.tap_map.to(self.weight.dtype)
-        return torch.einsum("oiabc,xa,yb,zc->ioxyz", self.weight, taps, taps, taps)
+        """Return the (C_in, C_out, 4, 4, 4) kernel of the equivalent transposed convolution.
+
+        Sums and copies stay in fp32 under autocast, as a matrix product would not.
+        """
+        return merged_taps(merged_taps(merged_taps(self.weight, 2), 3), 4).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (B, C_in, H, W, D) to (B, C_out, 2H, 2W, 2D)."""
@@ -47,3 +42,9 @@ class UpsampleConv3d(nn.Conv3d):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             return self._conv_forward(x, self.weight, self.bias)
         return F.conv_transpose3d(x, self.fused_weight(), self.bias, stride=2, padding=1)
+
+
+def merged_taps(weight: Tensor, axis: int) -> Tensor:
+    """Turn the taps ``(w0, w1, w2)`` along an axis into ``(w2, w1 + w2, w0 + w1, w0)``."""
+    first, middle, last = weight.unbind(axis)
+    return torch.stack([last, middle + last, first + middle, first], dim=axis)
