@@ -28,7 +28,7 @@ test: lint
 	$(BIN)/python -m pytest -q tests
 
 bench: $(VENV)/installed
-	$(BIN)/python tests/benchmarks/bench_wgan_step.py
+	$(BIN)/python tests/benchmarks/bench_wgan_step.py --filters 256 --repeats 5
 	$(BIN)/python tests/benchmarks/bench_distance.py
 
 clean:

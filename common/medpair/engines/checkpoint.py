@@ -52,6 +52,8 @@ class TrainingCheckpoint:
         resume: bool = True,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(resume, bool):  # the text "false" would count as true
+            raise ValueError(f"resume: expected True or False, found {resume!r}")
         self.folder = Path(output_dir)
         self.interval = interval
         self.resume = resume
@@ -109,7 +111,7 @@ class TrainingCheckpoint:
             raise DataError(
                 f"{path}: expected the settings that this run began with, found changes in "
                 + "; ".join(differing)
-                + " (--resume false starts anew, another output_dir keeps both)"
+                + " (--resume False starts anew, another output_dir keeps both)"
             )
         for name, thing in engine.state_objects().items():
             thing.load_state_dict(state["objects"][name])

@@ -71,7 +71,7 @@ class SegmentationTrainer(SupervisedTrainer):
         if not abs(loss) < float("inf"):
             raise FloatingPointError(
                 f"iteration {self.state.iteration}: expected a finite loss, found {loss} on "
-                f"{self.state.batch.get('case')}; try --amp false, or a lower learning rate"
+                f"{self.state.batch.get('case')}; try --amp False, or a lower learning rate"
             )
 
 

@@ -121,6 +121,15 @@ class WGANTrainer(Trainer):
     ) -> None:
         if penalty_mode not in ("per_sample", "batch"):
             raise ValueError(f"penalty_mode: expected per_sample or batch, found {penalty_mode!r}")
+        flags = {
+            "amp": amp,
+            "reuse_fakes": reuse_fakes,
+            "match_padding": match_padding,
+            "channels_last": channels_last,
+        }
+        for name, value in flags.items():  # the text "false" would count as true
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}: expected True or False, found {value!r}")
         if n_critic < 1:
             raise ValueError(f"n_critic: expected at least 1, found {n_critic}")
         # MONAI's own scaler is for one optimizer; two are made here
@@ -275,6 +284,6 @@ class WGANTrainer(Trainer):
         if bad:
             raise FloatingPointError(
                 f"iteration {self.state.iteration}: expected finite losses, found {bad}; "
-                "try --amp false, or a lower learning rate"
+                "try --amp False, or a lower learning rate"
             )
         return {CommonKeys.LOSS: numbers["critic_loss"], **numbers}
