@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from medpair.data.labels import LabelChannels
 from medpair.data.sampling import torch_generator
+from medpair.engines.averaging import recalibrate_batch_norm
 from medpair.engines.wgan import LATENT, PENALTY, WGANTrainer
 from medpair.networks.wgan import Critic, Generator
 
@@ -73,6 +74,14 @@ class Task:
         }
 
 
+class OneBatch(list[dict[str, Tensor]]):
+    """A data loader of one batch; the trainer asks for its size."""
+
+    @property
+    def batch_size(self) -> int:
+        return len(self[0]["image"])
+
+
 class Ours:
     """Our trainer, one iteration at a time, with the paper's penalty so that losses compare."""
 
@@ -85,7 +94,7 @@ class Ours:
         self.trainer = WGANTrainer(
             device="cpu",
             max_epochs=1,
-            train_data_loader=[self.batch],
+            train_data_loader=OneBatch([self.batch]),
             generator=generator,
             critic=critic,
             generator_optimizer=paper_adam(generator, GENERATOR_LR),
@@ -177,11 +186,14 @@ def measure_generator(task: Task) -> tuple[Row, float]:
     """Time a forward pass for one pair, both sides in evaluation mode with the same weights."""
     torch.manual_seed(SEED)
     filters = 2 * task.filters
-    ours = Generator(task.patch_size, 1, LATENT_SIZE, filters).eval()
-    papers = PaperGenerator(task.patch_size, 1, LATENT_SIZE, filters).eval()
+    ours = Generator(task.patch_size, 1, LATENT_SIZE, filters, paper_init=True)
+    papers = PaperGenerator(task.patch_size, 1, LATENT_SIZE, filters)
     copy_weights(ours, papers)
     latent = torch.randn(1, LATENT_SIZE)
-    difference = (ours(latent) - papers(latent)).abs().max().item()
+    # as for sampling; without statistics, untrained layers would amplify rounding fivefold each
+    recalibrate_batch_norm(papers, [torch.randn(2, LATENT_SIZE)])
+    copy_weights(papers, ours)
+    difference = (ours.eval()(latent) - papers.eval()(latent)).abs().max().item()
     times = alternate(lambda: papers(latent), lambda: ours(latent), task.repeats)
     name = f"generator forward, {filters} filters, batch 1, {size_name(task)}"
     return time_row(name, times, GENERATOR_GOAL), difference

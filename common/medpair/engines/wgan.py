@@ -135,7 +135,8 @@ class WGANTrainer(Trainer):
         # MONAI's own scaler is for one optimizer; two are made here
         super().__init__(device, max_epochs, train_data_loader, amp=False, decollate=False)
         if self.state.device.type == "cpu":
-            keep_freed_memory()
+            batch_size = getattr(train_data_loader, "batch_size", None) or 1
+            keep_freed_memory(batch_size // n_critic * generator.largest_activation())
         self.layout = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.generator = self._placed(generator)
         self.critic = self._placed(critic)

@@ -12,6 +12,7 @@ eightfold per block and is what the ``compact`` preset does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -43,6 +44,7 @@ class Generator(nn.Module):
             (-1.5 is tanh -0.9) spares the critic a first difference so large that it takes hundreds
             of steps to recover from it.
         fused: see ``UpsampleConv3d``.
+        channels_last: compute in the channels-last layout; on a CPU half as fast again.
 
     Raises:
         ValueError: if ``patch_size`` is not divisible as said, or ``filters`` cannot be halved.
@@ -58,8 +60,10 @@ class Generator(nn.Module):
         paper_init: bool = False,
         label_bias: float = 0.0,
         fused: bool = True,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
+        self.channels_last = channels_last
         factor = 2**num_upsamples
         check_patch_size(patch_size, factor)
         if filters % factor:
@@ -98,9 +102,17 @@ class Generator(nn.Module):
         if label_bias and self.head.bias is not None:
             nn.init.constant_(self.head.bias[1:], label_bias)
 
+    def largest_activation(self) -> int:
+        """Return the bytes of the largest tensor that one sample makes in fp32."""
+        return 4 * self.head.in_channels * math.prod(self.patch_size)
+
     def forward(self, latent: Tensor) -> Tensor:
         """Return (B, 1 + num_labels, H, W, D) in -1..1 for (B, latent_size[, 1, 1, 1])."""
-        return torch.tanh(self.head(self.blocks(self.stem(latent.flatten(1)))))
+        grid = self.stem(latent.flatten(1))
+        if self.channels_last:
+            # the layers keep the layout of what they are given
+            grid = grid.contiguous(memory_format=torch.channels_last_3d)
+        return torch.tanh(self.head(self.blocks(grid)))
 
 
 class Critic(nn.Module):
