@@ -25,8 +25,8 @@ DEMO_SPACING = (1.2, 1.2, 1.4)
 DEMO_COUNT = 80
 DEMO_HELD_OUT = 10
 DEMO_PATCH = [64, 64, 48]
-DEMO_WGAN = {"max_epochs": 15, "iterations_per_epoch": 60, "val_interval": 3, "batch_size": 4}
-DEMO_UNET = {"max_epochs": 8, "iterations_per_epoch": 25, "val_interval": 4, "batch_size": 4}
+DEMO_WGAN = {"max_epochs": 20, "iterations_per_epoch": 60, "val_interval": 3, "batch_size": 4}
+DEMO_UNET = {"max_epochs": 16, "iterations_per_epoch": 25, "val_interval": 8, "batch_size": 4}
 DEMO_SYNTHETIC = 80
 # Vessels are few voxels anywhere in volumes of very different brightness: without a norm, the
 # critic follows the brightness and is blind to the rest for 400 steps.
