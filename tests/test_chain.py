@@ -44,8 +44,11 @@ def test_the_whole_job_on_ones_own_data(
     monkeypatch.setattr(chain, "run_bundle", lambda bundle, *rest: ran.append(bundle.name))
     chain.run_demo(output, BUNDLES, dataset)
     assert ran == ["wgan_sn_mp"]  # generation looks for itself what is missing
-    with pytest.raises(DataError, match="earlier run"):
-        chain.run_demo(output, BUNDLES, tiny_dataset(tmp_path / "other", validation=1))
+    before = (output / "real" / "dataset.json").read_bytes()
+    for other in (tiny_dataset(tmp_path / "other", validation=0, seed=9), None):
+        with pytest.raises(DataError, match="earlier run"):
+            chain.run_demo(output, BUNDLES, other)
+    assert (output / "real" / "dataset.json").read_bytes() == before
 
 
 def test_a_dataset_with_held_out_cases_is_used_where_it_is(tmp_path: Path) -> None:

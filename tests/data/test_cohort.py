@@ -40,7 +40,6 @@ def test_intensity_scale_survives_the_round_trip(tmp_path: Path) -> None:
         for case in load_dataset(folder).split("training")
     ]
     assert cohort.intensity == pytest.approx(tuple(np.median(ranges, axis=0)))
-    assert cohort.integer
     assert all(np.abs(volume.image).max() <= 1 for volume in volumes)
 
 

@@ -29,7 +29,6 @@ class Cohort:
         spacing: voxel size in millimetres, RAS axes.
         sizes: sizes (W, H, D) of the training volumes, sorted, at ``spacing``.
         intensity: median over the cohort of each volume's robust range (low, high).
-        integer: whether all intensities are whole numbers.
         licence: the dataset's licence; what is generated from it inherits it.
         label_group: the merge of labels that ``labels`` comes from, or None.
         channel: what the image is (``channel_names`` of the dataset).
@@ -40,7 +39,6 @@ class Cohort:
     spacing: tuple[float, float, float]
     sizes: tuple[tuple[int, int, int], ...]
     intensity: tuple[float, float]
-    integer: bool
     licence: str = ""
     label_group: str | None = None
     channel: str = "image"
@@ -151,7 +149,6 @@ def read_cohort(
             sorted((v.image.shape[0], v.image.shape[1], v.image.shape[2]) for v in volumes)
         ),
         intensity=(low, high),
-        integer=all(bool((image.array == np.rint(image.array)).all()) for image, _ in raw),
         licence=str(folder.content.get("licence", folder.content.get("license", ""))),
         label_group=label_group,
         channel=str(next(iter(folder.content.get("channel_names", {}).values()), "image")),

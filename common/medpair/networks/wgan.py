@@ -38,11 +38,10 @@ class Generator(nn.Module):
         filters: channels of the first grid; halved by every upsampling block (512; doubled: 1024).
         num_upsamples: upsampling blocks (3 in the paper).
         paper_init: draw convolution weights and BatchNorm scales from N(0, 0.05), as the paper's
-            code does. A scale of mean zero starts the generator almost silent, which costs small
-            models hundreds of steps, so the default keeps BatchNorm scales near 1.
+            code does. A scale of mean zero starts the generator almost silent; the default
+            keeps BatchNorm scales near 1 (the two have not been compared).
         label_bias: first bias of the label channels. Most voxels are background: starting there
-            (-1.5 is tanh -0.9) spares the critic a first difference so large that it takes hundreds
-            of steps to recover from it.
+            (-1.5 is tanh -0.9) makes the critic's first difference small.
         fused: see ``UpsampleConv3d``.
         channels_last: compute in the channels-last layout; on a CPU half as fast again.
 
