@@ -33,18 +33,18 @@ def phantom(
     output_dir: str,
     count: int = 20,
     seed: int = 0,
-    size: Sequence[int] | str = (128, 128, 64),
+    size: Sequence[int] | str | None = None,
     spacing: Sequence[float] | str | None = None,
     validation: int = 0,
 ) -> None:
     """Simulate a labelled cohort as a dataset folder.
 
     Args:
-        kind: vessels.
+        kind: vessels, thorax or brain.
         output_dir: the folder to write.
         count: how many volumes.
         seed: volume i depends on the seed and i.
-        size: voxels per axis, such as 128,128,64.
+        size: voxels per axis, such as 128,128,64; default the kind's own.
         spacing: millimetres per axis; default the kind's own.
         validation: how many of the volumes go into the validation list.
     """
@@ -55,7 +55,7 @@ def phantom(
         output_dir,
         count,
         seed,
-        [int(n) for n in numbers(size)],
+        None if size is None else [int(n) for n in numbers(size)],
         None if spacing is None else numbers(spacing),
         validation,
         progress=True,

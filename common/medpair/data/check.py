@@ -240,12 +240,13 @@ def _some(values: Sequence[int], contents: Contents) -> str:
 
 
 def _duplicates(listing: Listing) -> list[Fault]:
-    """Find files listed twice, and different images whose cases have the same name."""
+    """Find files listed twice, and different files whose cases have the same name."""
     faults: list[Fault] = []
     files: dict[Path, tuple[str, str]] = {}
     names: dict[str, tuple[str, str]] = {}
     for case in listing.cases:
         known = {role: (case.split, case.where(role)) for role in ("image", "label")}
+        named = "image" if "image" in case.paths else "label"
         for role, here in known.items():
             path = case.paths.get(role)
             if path is None:
@@ -254,7 +255,7 @@ def _duplicates(listing: Listing) -> list[Fault]:
             if (split, where) != here:
                 expected = "a file in one split" if split != case.split else "a file listed once"
                 faults.append(Fault(str(path), here[1], expected, f"it in {where} too"))
-            elif role == "image" and case.name is not None:
+            elif role == named and case.name is not None:
                 split, where = names.setdefault(case.name, here)
                 if (split, where) != here:
                     expected = "a case that no other split has"

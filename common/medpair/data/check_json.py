@@ -43,8 +43,8 @@ class ListedCase:
 
     @property
     def name(self) -> str | None:
-        """The case's name, as in ``medpair.data.dataset``; None without a usable image."""
-        image = self.paths.get("image")
+        """The case's name, as in ``medpair.data.dataset``; None without a usable path."""
+        image = self.paths.get("image", self.paths.get("label"))
         return None if image is None else case_name(image)
 
 
@@ -91,7 +91,7 @@ def read_listing(
     _check_names(listing, content)
     _check_labels(listing, content, label_group)
     for split in SPLITS:
-        _check_split(listing, split, content.get(split, []))
+        _check_split(listing, split, content.get(split, []), content.get("channel_names") == {})
     _check_counts(listing, content, splits)
     return listing
 
@@ -140,7 +140,7 @@ def _check_names(listing: Listing, content: dict[str, Any]) -> None:
     channels = content.get("channel_names")
     if channels is None:
         listing.add("channel_names", '{"0": name of the image channel}', "none", "warning")
-    elif not isinstance(channels, dict) or len(channels) != 1:
+    elif not isinstance(channels, dict) or len(channels) > 1:
         listing.add("channel_names", "one channel: an image is one 3D volume", _shown(channels))
     ending = content.get("file_ending")
     if ending is None:
@@ -211,8 +211,8 @@ def _check_groups(listing: Listing, groups: Any, known: set[int], group: str | N
             listing.add(where, "each value in one class", f"{short_list(twice)} more than once")
 
 
-def _check_split(listing: Listing, split: str, entries: Any) -> None:
-    """Check the entries of one split and add those with a usable image."""
+def _check_split(listing: Listing, split: str, entries: Any, only_labels: bool) -> None:
+    """Check the entries of one split and add those with a usable path."""
     if not isinstance(entries, list):
         listing.add(split, "a list of cases", _kind(entries))
         return
@@ -220,7 +220,8 @@ def _check_split(listing: Listing, split: str, entries: Any) -> None:
         where = f"{split}[{index}]"
         # Decathlon's test lists hold bare image paths
         entry = {"image": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or entry.get("image") is None:
+        bare = only_labels and isinstance(entry, dict) and entry.get("label") is not None
+        if not isinstance(entry, dict) or (entry.get("image") is None and not bare):
             listing.add(where, '{"image": path, "label": path}', _shown(entry))
             continue
         if entry.get("label") is None and split != "test":

@@ -15,6 +15,9 @@ from medpair.data.labels import LabelMap
 
 # The robust range of a volume: a few hot voxels or a wide empty margin must not set the scale.
 ROBUST_PERCENTILES = (0.5, 99.5)
+# CT numbers mean the same in every volume (nnU-Net's channel name decides what is CT): one range for
+# all. Below air lies only padding.
+CT, LEAST_CT_NUMBER = "CT", -1024.0
 # Two spacings closer than this (relative) are the same grid: headers carry rounding.
 SPACING_TOLERANCE = 0.05
 
@@ -28,7 +31,8 @@ class Cohort:
         labels: class names; the first is the background.
         spacing: voxel size in millimetres, RAS axes.
         sizes: sizes (W, H, D) of the training volumes, sorted, at ``spacing``.
-        intensity: median over the cohort of each volume's robust range (low, high).
+        intensity: median over the cohort of each volume's robust range (low, high); for CT never
+            below -1024, and every volume's range.
         licence: the dataset's licence; what is generated from it inherits it.
         label_group: the merge of labels that ``labels`` comes from, or None.
         channel: what the image is (``channel_names`` of the dataset).
@@ -67,7 +71,8 @@ class LabelledVolume:
     """A training pair in memory: RAS, at the cohort's spacing.
 
     Attributes:
-        image: (W, H, D) float32, robust range mapped to -1..1 and clipped.
+        image: (W, H, D) float32, its range mapped to -1..1 and clipped: the volume's own robust
+            range, or the cohort's for CT.
         label: (W, H, D) class indices.
     """
 
@@ -131,16 +136,18 @@ def read_cohort(
     raw = [_read_pair(case, labels) for case in cases]
     median = np.median([image.spacing for image, _ in raw], axis=0)
     grid = [float(value) for value in (median if spacing is None else spacing)]
-    volumes, ranges = [], []
-    for image, label in raw:
-        array = resample(image.array, image.spacing, grid, order=1)
-        ranges.append(robust_range(array))
-        volumes.append(
-            LabelledVolume(
-                to_unit(array, *ranges[-1]), resample(label, image.spacing, grid, order=0)
-            )
-        )
+    channel = str(next(iter(folder.content.get("channel_names", {}).values()), "image"))
+    arrays = [resample(image.array, image.spacing, grid, order=1) for image, _ in raw]
+    classes = [resample(label, image.spacing, grid, order=0) for image, label in raw]
+    ranges = [robust_range(array) for array in arrays]
     low, high = (float(value) for value in np.median(ranges, axis=0))
+    if channel.upper() == CT:
+        low = max(low, LEAST_CT_NUMBER)
+        ranges = [(low, high)] * len(ranges)
+    volumes = [
+        LabelledVolume(to_unit(array, *limits), label)
+        for array, limits, label in zip(arrays, ranges, classes, strict=True)
+    ]
     cohort = Cohort(
         name=folder.name,
         labels=labels.names,
@@ -151,14 +158,14 @@ def read_cohort(
         intensity=(low, high),
         licence=str(folder.content.get("licence", folder.content.get("license", ""))),
         label_group=label_group,
-        channel=str(next(iter(folder.content.get("channel_names", {}).values()), "image")),
+        channel=channel,
     )
     return cohort, volumes
 
 
 def _read_pair(case: Case, labels: LabelMap) -> tuple[Volume, np.ndarray]:
     """Read the image and the label of a case; both in RAS."""
-    if case.label is None:
+    if case.image is None or case.label is None:
         raise DataError(f"{case.image}: expected a label beside the image, found none")
     image = read_volume(case.image)
     if not np.isfinite(image.array).all():

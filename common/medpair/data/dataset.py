@@ -22,10 +22,13 @@ SPLITS = ("training", "validation", "test")
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled volume: absolute paths; ``roi`` is a mask that evaluation may restrict to."""
+    """One labelled volume: absolute paths; ``roi`` is a mask that evaluation may restrict to.
+
+    ``image`` is None only in a folder of label maps (see ``load_dataset``).
+    """
 
     name: str
-    image: Path
+    image: Path | None
     label: Path | None
     roi: Path | None = None
 
@@ -74,8 +77,13 @@ class DatasetFolder:
         return self.cases[name]
 
 
-def load_dataset(folder: str | Path) -> DatasetFolder:
+def load_dataset(folder: str | Path, images: bool = True) -> DatasetFolder:
     """Read the ``dataset.json`` of a folder.
+
+    Args:
+        folder: the dataset folder.
+        images: entries must name an image; False accepts label maps alone, which a folder
+            announces by ``"channel_names": {}``.
 
     Raises:
         DataError: if it is missing, is not JSON, or an entry is not ``{"image", "label"}``.
@@ -93,16 +101,22 @@ def load_dataset(folder: str | Path) -> DatasetFolder:
         if not isinstance(entries, list):
             raise DataError(f"{path}: {split}: expected a list, found {type(entries).__name__}")
         cases[split] = tuple(
-            _case(root, entry, f"{path}: {split}[{index}]") for index, entry in enumerate(entries)
+            _case(root, entry, f"{path}: {split}[{index}]", images)
+            for index, entry in enumerate(entries)
         )
     return DatasetFolder(root, content, cases)
 
 
-def _case(root: Path, entry: Any, where: str) -> Case:
+def _case(root: Path, entry: Any, where: str, images: bool) -> Case:
     """Turn an entry of a split into absolute paths."""
     # Decathlon's test lists hold bare image paths
     entry = {"image": entry} if isinstance(entry, str) else entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+    needed = (
+        "image"
+        if images or not isinstance(entry, dict) or entry.get("image") is not None
+        else "label"
+    )
+    if not isinstance(entry, dict) or not isinstance(entry.get(needed), str):
         raise DataError(f'{where}: expected {{"image": path, "label": path}}, found {entry!r}')
     paths: dict[str, Path | None] = {}
     for key in ("image", "label", "roi"):
@@ -110,13 +124,13 @@ def _case(root: Path, entry: Any, where: str) -> Case:
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: {key}: expected a path, found {value!r}")
         paths[key] = None if value is None else root / value
-    image = paths["image"]
-    assert image is not None
-    return Case(case_name(image), image, paths["label"], paths["roi"])
+    named = paths[needed]
+    assert named is not None
+    return Case(case_name(named), paths["image"], paths["label"], paths["roi"])
 
 
 def case_name(image: Path) -> str:
-    """Return the case's name: the image's, without ending and nnU-Net's ``_0000``."""
+    """Return the case's name: the image's (or label's), without ending and nnU-Net's ``_0000``."""
     name = image.name
     for ending in VOLUME_ENDINGS:
         name = name.removesuffix(ending)
@@ -171,14 +185,14 @@ def write_dataset_json(
         name: the dataset's name.
         labels: {name: value} with 0 for the background.
         splits: the entries of each split, paths relative to the folder.
-        channel_names: default ``{"0": "image"}``.
+        channel_names: default ``{"0": "image"}``; empty for a folder of label maps alone.
         label_group: the merge that the labels already went through, or None.
         more: further entries, kept as they are (``description``, ``licence``, ...).
     """
     lists = {split: [dict(case) for case in splits.get(split, [])] for split in SPLITS}
     content = {
         "name": name,
-        "channel_names": dict(channel_names or {"0": "image"}),
+        "channel_names": {"0": "image"} if channel_names is None else dict(channel_names),
         "labels": dict(labels),
         "numTraining": len(lists["training"]),
         "file_ending": ".nii.gz",

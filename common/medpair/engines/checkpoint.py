@@ -6,7 +6,6 @@ import logging
 import signal
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +17,6 @@ from torch import nn
 from medpair import __version__
 from medpair.data.cohort import Cohort
 from medpair.data.files import DataError, load_torch, save_torch, write_json
-from medpair.data.labels import LabelChannels
 
 logger = logging.getLogger(__name__)
 
@@ -159,30 +157,20 @@ class ModelCard:
     Args:
         output_dir: where the file goes.
         cohort: the training cohort.
-        label_channels: how label maps become channels.
+        entries: what else, as plain data: the network's arguments, how labels become channels, ...
     """
 
-    def __init__(
-        self, output_dir: str | Path, cohort: Cohort, label_channels: LabelChannels
-    ) -> None:
+    def __init__(self, output_dir: str | Path, cohort: Cohort, entries: Mapping[str, Any]) -> None:
         self.path = Path(output_dir) / CARD
-        self.cohort = cohort
-        self.label_channels = label_channels
+        self.content = {
+            "medpair_version": __version__,
+            "cohort": cohort.to_json(),
+            **plain(dict(entries)),
+        }
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer whose ``generator`` has ``settings``."""
-        engine.add_event_handler(Events.STARTED, self._write)
-
-    def _write(self, engine: Any) -> None:
-        write_json(
-            self.path,
-            {
-                "medpair_version": __version__,
-                "cohort": self.cohort.to_json(),
-                "generator": engine.generator.settings,
-                "label_channels": asdict(self.label_channels),
-            },
-        )
+        """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, lambda: write_json(self.path, self.content))
 
 
 class StartFrom:

@@ -121,16 +121,20 @@ def preview_datasets(
     """
     columns = []
     for folder in folders:
-        dataset = load_dataset(folder)
+        dataset = load_dataset(folder, images=False)
         labels = dataset.labels(label_group)
         picks = dataset.split(split)[:count]
         column = []
         for case in picks:
-            image = read_volume(case.image).array
             label = None
             if case.label is not None:
                 stored = read_volume(case.label, np.int64).array
                 label = labels.encode(stored, str(case.label))
+            if case.image is not None:
+                image = read_volume(case.image).array
+            else:  # a label map alone is shown on black
+                assert label is not None
+                image = np.zeros(label.shape, np.float32)
             column.append((image, label, f"{dataset.name}: {case.name}"))
         columns.append(column)
     rows = [pair for line in zip(*columns, strict=False) for pair in line]

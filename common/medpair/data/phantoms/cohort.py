@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,41 @@ from tqdm import tqdm
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import Volume, write_volume
 from medpair.data.phantoms import Phantom
+from medpair.data.phantoms.brain import BRAIN_LABELS, brain_phantom
+from medpair.data.phantoms.thorax import THORAX_LABELS, thorax_phantom
 from medpair.data.phantoms.vessels import vessel_phantom
 from medpair.data.sampling import derive_seed
 
-# What each kind is: how one volume is made, names of its classes, its channel
-KINDS: dict[str, tuple[Callable[..., Phantom], dict[str, int], str]] = {
-    "vessels": (vessel_phantom, {"background": 0, "vessel": 1}, "TOF-MRA (simulated)"),
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of cohort is.
+
+    Attributes:
+        make: called with ``size``, ``seed`` and ``spacing``, makes one volume.
+        labels: names of its classes and their values.
+        channel: name of its image.
+        size: voxels per axis unless told otherwise.
+        spacing: mm per axis unless told otherwise.
+    """
+
+    make: Callable[..., Phantom]
+    labels: dict[str, int]
+    channel: str
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+
+KINDS: dict[str, Kind] = {
+    "vessels": Kind(
+        vessel_phantom,
+        {"background": 0, "vessel": 1},
+        "TOF-MRA (simulated)",
+        (128, 128, 64),
+        (0.5, 0.5, 0.7),
+    ),
+    "thorax": Kind(thorax_phantom, THORAX_LABELS, "CT", (128, 128, 96), (3.0, 3.0, 3.0)),
+    "brain": Kind(brain_phantom, BRAIN_LABELS, "T1 (simulated)", (90, 120, 120), (2.0, 2.0, 2.0)),
 }
 
 
@@ -25,7 +55,7 @@ def write_phantom_cohort(
     folder: str | Path,
     count: int,
     seed: int = 0,
-    size: Sequence[int] = (128, 128, 64),
+    size: Sequence[int] | None = None,
     spacing: Sequence[float] | None = None,
     validation: int = 0,
     progress: bool = False,
@@ -33,7 +63,8 @@ def write_phantom_cohort(
     """Write a simulated cohort; volumes that are there already are kept.
 
     Volume ``i`` depends on (kind, seed, i, size, spacing) alone. The last ``validation`` of the
-    ``count`` volumes go into the validation list.
+    ``count`` volumes go into the validation list. ``size`` (voxels) and ``spacing`` (mm) are the
+    kind's own unless given.
 
     Returns:
         The path of ``dataset.json``.
@@ -45,8 +76,9 @@ def write_phantom_cohort(
         raise ValueError(f"kind: expected one of {sorted(KINDS)}, found {kind!r}")
     if not 0 <= validation < count:
         raise ValueError(f"validation: expected 0 to {count - 1} of {count}, found {validation}")
-    make, labels, channel = KINDS[kind]
-    options = {} if spacing is None else {"spacing": tuple(spacing)}
+    made = KINDS[kind]
+    size = made.size if size is None else tuple(size)
+    spacing = made.spacing if spacing is None else tuple(spacing)
     root = Path(folder)
     splits: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
     for index in tqdm(range(count), unit="volume", disable=not progress):
@@ -54,13 +86,13 @@ def write_phantom_cohort(
         paths = entry(f"{kind}_{index:04d}", split, roi=True)
         splits[split].append(paths)
         if not all((root / path).exists() for path in paths.values()):
-            _write(root, paths, make(tuple(size), seed=derive_seed(seed, index), **options))
+            _write(root, paths, made.make(size, seed=derive_seed(seed, index), spacing=spacing))
     return write_dataset_json(
         root,
         f"simulated_{kind}",
-        labels,
+        dict(made.labels),
         splits,
-        {"0": channel},
+        {"0": made.channel},
         description=f"simulated by medpair phantom {kind}, seed {seed}; no person's data",
         licence="Apache-2.0",
     )

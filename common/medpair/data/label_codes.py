@@ -1,0 +1,75 @@
+"""Label maps as the continuous codes that a diffusion denoises, and back.
+
+A code has ``channels`` numbers in -1..1 per voxel:
+
+``grey``     the paper's: one number, evenly spaced by class. Halfway between two classes lies a
+             third one, so that a blurred boundary shows a class that is not there.
+``one_hot``  one number per class, background included.
+``bits``     the class's binary digits (analog bits; Chen et al. 2023): few channels, no order.
+
+Decoding takes the class whose code is nearest: whatever the numbers are, the result is a class of
+the label set.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Encoding = Literal["grey", "one_hot", "bits"]
+
+
+class LabelCode:
+    """One code word per class.
+
+    Args:
+        num_classes: background included, two or more.
+        encoding: see the module.
+
+    Raises:
+        ValueError: on another encoding, or fewer than two classes.
+    """
+
+    def __init__(self, num_classes: int, encoding: Encoding = "bits") -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes: expected two or more, found {num_classes}")
+        if encoding == "grey":
+            words: np.ndarray = np.linspace(-1.0, 1.0, num_classes)[:, None]
+        elif encoding == "one_hot":
+            words = 2.0 * np.eye(num_classes) - 1.0
+        elif encoding == "bits":
+            digits = max(1, math.ceil(math.log2(num_classes)))
+            classes = np.arange(num_classes)[:, None]
+            words = 2.0 * (classes >> np.arange(digits)[::-1] & 1) - 1.0
+        else:
+            raise ValueError(f"encoding: expected grey, one_hot or bits, found {encoding!r}")
+        self.words = torch.from_numpy(words.astype(np.float32))
+        self.settings = {"num_classes": num_classes, "encoding": encoding}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.words)
+
+    @property
+    def channels(self) -> int:
+        """Numbers per voxel."""
+        return self.words.shape[1]
+
+    def encode(self, label: Tensor) -> Tensor:
+        """(B, ...) class indices -> (B, channels, ...) codes."""
+        words = self.words.to(label.device)
+        return words[label.long()].movedim(-1, 1)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(B, channels, ...) numbers -> (B, ...) class indices, uint8 or int32."""
+        words = self.words.to(code)
+        # |code - word|^2 without the term that all words share; NaN would win no comparison
+        score = torch.tensordot(code.nan_to_num(), words, dims=([1], [1]))
+        score = score - 0.5 * words.square().sum(dim=1)
+        dtype = torch.uint8 if self.num_classes <= 256 else torch.int32
+        return score.argmax(dim=-1).to(dtype)

@@ -1,0 +1,167 @@
+"""Slices of images with their labels, as the two image stages of MedGen3D train on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from medpair.data.cohort import LabelledVolume
+from medpair.data.patches import PAD_IMAGE, PAD_LABEL
+from medpair.data.sampling import numpy_generator
+from medpair.data.slices import AXES, frame_box, framed
+
+
+class FramedPairs:
+    """Training pairs in one frame: images, labels, and masks of what is not padding.
+
+    Args:
+        volumes: the training pairs.
+        frame: (W, H, D) that they are brought to.
+        flip: RAS axes along which a pair is mirrored half of the time.
+    """
+
+    def __init__(
+        self, volumes: Sequence[LabelledVolume], frame: Sequence[int], flip: Sequence[int] = ()
+    ) -> None:
+        self.images = [framed(v.image, frame, PAD_IMAGE) for v in volumes]
+        self.labels = [framed(v.label, frame, PAD_LABEL) for v in volumes]
+        self.sizes = [
+            [min(n, f) for n, f in zip(v.image.shape, frame, strict=True)] for v in volumes
+        ]
+        self.inside = [frame_box(size, frame) for size in self.sizes]
+        self.frame = tuple(frame)
+        self.flip = tuple(flip)
+
+    def draw(self, rng: np.random.Generator, axis: int) -> tuple[list[np.ndarray], range]:
+        """Return image, label and inside of a random pair, slices first, and its true slices."""
+        number = int(rng.integers(len(self.images)))
+        mirrored = [a for a in self.flip if rng.random() < 0.5]
+        stacks = [
+            np.moveaxis(np.flip(group[number], tuple(mirrored)), axis, 0)
+            for group in (self.images, self.labels, self.inside)
+        ]
+        size, height = self.sizes[number][axis], self.frame[axis]
+        first = (height - size) // 2
+        if axis in mirrored:  # the odd padded slice is in front now
+            first = height - size - first
+        return stacks, range(first, first + size)
+
+
+class ViewSlices(Dataset[dict[str, Any]]):
+    """One slice of each view, from random volumes, for the semantic refiner.
+
+    An item has, for each view V of axial, coronal, sagittal: ``image_V`` (1, H, W) in -1..1,
+    ``label_V`` (H, W) class indices, ``inside_V`` (1, H, W), 0 where the volume is padded.
+
+    Args:
+        pairs: the training pairs.
+        length: items per epoch.
+        seed: an item depends on (seed, epoch, index) alone.
+    """
+
+    def __init__(self, pairs: FramedPairs, length: int, seed: int = 0) -> None:
+        self.pairs = pairs
+        self.length = length
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        item: dict[str, Any] = {}
+        for view, axis in AXES.items():
+            rng = numpy_generator(self.seed, epoch, index, axis)
+            (image, label, inside), slices = self.pairs.draw(rng, axis)
+            z = int(rng.choice(slices))
+            item[f"image_{view}"] = _tensor(image[z : z + 1])
+            item[f"label_{view}"] = _tensor(label[z])
+            item[f"inside_{view}"] = _tensor(inside[z : z + 1])
+        return item
+
+
+class SliceSequences(Dataset[dict[str, Any]]):
+    """Sequences of consecutive slices for the image sequence generator.
+
+    An item has ``image`` (past + L, H, W) in -1..1, ``label`` (past + L + 2 radius, H, W) class
+    indices, ``inside`` (past + L, H, W), and ``available`` (past,): 0 for past slices that lie
+    before the volume's first, or that are withheld so that beginnings are learned too. Half of the
+    sequences run against the axis: the generator travels in both directions.
+
+    Args:
+        pairs: the training pairs.
+        axis: along which the slices follow each other.
+        past: tau, past images that the generator sees.
+        radius: label slices seen before and after the current one.
+        lengths: L in the first epoch, and at most.
+        grow_every: epochs after which L doubles.
+        begin: share of sequences whose past is withheld.
+        length: items per epoch.
+        seed: an item depends on (seed, epoch, index) alone.
+    """
+
+    def __init__(
+        self,
+        pairs: FramedPairs,
+        axis: int,
+        past: int = 2,
+        radius: int = 1,
+        lengths: Sequence[int] = (2, 8),
+        grow_every: int = 10,
+        begin: float = 0.3,
+        length: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= lengths[0] <= lengths[1] <= min(size[axis] for size in pairs.sizes):
+            raise ValueError(
+                "sequence_lengths: expected [first, largest] of at most "
+                f"{min(size[axis] for size in pairs.sizes)} slices, found {list(lengths)}"
+            )
+        self.pairs = pairs
+        self.axis = axis
+        self.past = past
+        self.radius = radius
+        self.lengths = tuple(lengths)
+        self.grow_every = grow_every
+        self.begin = begin
+        self.length = length
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def sequence_length(self, epoch: int) -> int:
+        """Return L of an epoch (from 0)."""
+        return int(min(self.lengths[1], self.lengths[0] << min(epoch // self.grow_every, 16)))
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        rng = numpy_generator(self.seed, epoch, index)
+        stacks, slices = self.pairs.draw(rng, self.axis)
+        height = len(stacks[0])
+        if rng.random() < 0.5:
+            stacks = [stack[::-1] for stack in stacks]
+            slices = range(height - slices.stop, height - slices.start)
+        steps = self.sequence_length(epoch)
+        z = int(rng.integers(slices.start, slices.stop - steps + 1))
+        rows = np.arange(z - self.past, z + steps)
+        available = (rows[: self.past] >= slices.start).astype(np.float32)
+        if rng.random() < self.begin:
+            available[:] = 0
+        image, label, inside = stacks
+        inner = np.clip(rows, slices.start, slices.stop - 1)
+        wide = np.arange(z - self.past - self.radius, z + steps + self.radius)
+        return {
+            "image": _tensor(image[inner]),
+            "label": _tensor(label[np.clip(wide, slices.start, slices.stop - 1)]),
+            "inside": _tensor(inside[inner]),
+            "available": torch.from_numpy(available),
+        }
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

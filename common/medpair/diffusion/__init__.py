@@ -1,0 +1,1 @@
+"""Diffusion without networks or volumes: schedules, objectives, solvers."""

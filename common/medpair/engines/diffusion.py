@@ -1,0 +1,214 @@
+"""Training of the two diffusion stages: a step is one loss, one update, one averaged weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from monai.engines.trainer import Trainer
+from monai.utils.enums import CommonKeys
+from torch import Tensor, nn
+
+from medpair.data.label_codes import LabelCode
+from medpair.data.sampling import torch_generator
+from medpair.diffusion.process import Diffusion
+from medpair.engines.allocator import keep_freed_memory
+from medpair.engines.averaging import AveragedWeights
+from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
+
+
+class Task(Protocol):
+    """What a diffusion network learns from a batch."""
+
+    def __call__(
+        self, network: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return ``loss`` and its parts; randomness comes from ``generator`` alone."""
+        ...
+
+
+class MaskSequenceTask:
+    """MC-DPM's training step: noise what is not given, predict, judge only that.
+
+    Args:
+        diffusion: schedule and objective.
+        code: how label maps become numbers.
+    """
+
+    def __init__(self, diffusion: Diffusion, code: LabelCode) -> None:
+        self.diffusion = diffusion
+        self.code = code
+
+    def __call__(
+        self, network: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """``batch`` has ``label`` (B, m, H, W), ``known`` (B, m), ``position`` (B,)."""
+        x0 = self.code.encode(batch["label"])
+        t = self.diffusion.draw_times(len(x0), generator).to(x0.device)
+        noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+        hidden = 1.0 - batch["known"][:, None, :, None, None]
+        # slices that are given stay clean at every time
+        x = torch.lerp(x0, self.diffusion.noised(x0, t, noise), hidden)
+        time = t * self.diffusion.schedule.timesteps
+        output = network(x, time, batch["known"], batch["position"])
+        return self.diffusion.loss(output.float(), x0, noise, t, hidden)
+
+
+class DiffusionTrainer(Trainer):
+    """Train a denoiser.
+
+    Args:
+        device: where to train.
+        max_epochs: passes over the data loader.
+        train_data_loader: batches of tensors.
+        network: the denoiser.
+        optimizer: of its parameters.
+        task: what it learns.
+        averaging: decay of the averaged weights that are sampled from (0.9999 in the relatives
+            of the paper, for hundreds of thousands of steps).
+        clip_gradient: largest norm of a step's gradient.
+        warmup: steps over which the learning rate rises from nothing.
+        amp: mixed precision, bfloat16: it needs no loss scaling.
+        channels_last: memory layout; faster for 2D convolutions on a CPU and on tensor cores.
+        seed: of times and noise.
+        train_handlers: ignite handlers.
+
+    Raises:
+        FloatingPointError: on a loss or gradient that is not finite, with the iteration.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[Any],
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        task: Task,
+        averaging: float = 0.999,
+        clip_gradient: float = 1.0,
+        warmup: int = 100,
+        amp: bool = False,
+        channels_last: bool = True,
+        seed: int = 0,
+        train_handlers: list[Any] | None = None,
+    ) -> None:
+        for name, value in {"amp": amp, "channels_last": channels_last}.items():
+            if not isinstance(value, bool):  # the text "false" would count as true
+                raise ValueError(f"{name}: expected True or False, found {value!r}")
+        super().__init__(device, max_epochs, train_data_loader, amp=False, decollate=False)
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(self.state.device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.optimizer = optimizer
+        self.task = task
+        self.averaged = AveragedWeights(self.network, averaging)
+        self.clip_gradient = clip_gradient
+        self.warmup = warmup
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.mixed = amp
+        self.seed = seed
+        self._register_handlers(train_handlers or [])
+
+    def state_objects(self) -> dict[str, Any]:
+        """Return everything a checkpoint must hold, by name."""
+        return {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "averaged": self.averaged,
+        }
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Return the averaged weights."""
+        state = self.averaged.network.state_dict()
+        return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+    def _iteration(self, engine: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Take one step."""
+        self.network.train()
+        iteration = self.state.iteration
+        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
+            group["lr"] = rate * min(1.0, iteration / max(1, self.warmup))
+        batch = {
+            key: value.to(self.state.device, non_blocking=True)
+            for key, value in batch.items()
+            if isinstance(value, Tensor)
+        }
+        generator = torch_generator(self.seed, iteration)
+        with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.mixed):
+            losses = self.task(self.network, batch, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_gradient)
+        values = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
+        if not torch.isfinite(values).all():
+            raise FloatingPointError(
+                f"iteration {iteration}: expected a finite loss and gradient, found "
+                f"{dict(zip([*losses, 'gradient'], values.tolist(), strict=True))}; "
+                "try --amp False, or a lower learning_rate"
+            )
+        self.optimizer.step()
+        self.averaged.update(self.network)
+        numbers = dict(zip([*losses, "gradient_norm"], values.tolist(), strict=True))
+        return {CommonKeys.LOSS: numbers["loss"], **numbers}
+
+
+class SemanticTask:
+    """The refiner's training step: a slice of each view, noised, denoised under its label map.
+
+    Args:
+        diffusion: schedule and objective.
+        mask_dropout: share of slices whose label map is withheld, for guidance (0.2 in SDM's second
+            phase of training).
+        low_noise: share of times drawn from the range that refining uses, below ``low_noise_time``;
+            the others from all times (0: as the paper). Refining 10 of 100 steps never sees the
+            rest.
+        low_noise_time: end of that range, as a fraction of all times.
+    """
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        mask_dropout: float = 0.0,
+        low_noise: float = 0.0,
+        low_noise_time: float = 0.15,
+    ) -> None:
+        for name, share in {"mask_dropout": mask_dropout, "low_noise": low_noise}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: expected a share of 0 to 1, found {share}")
+        self.diffusion = diffusion
+        self.mask_dropout = mask_dropout
+        self.low_noise = low_noise
+        self.low_noise_time = low_noise_time
+
+    def __call__(
+        self, network: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """``batch`` has ``image_V`` (B, 1, H, W), ``label_V``, ``inside_V`` for each view V."""
+        assert isinstance(network, SemanticDenoiser)
+        sums: dict[str, Tensor] = {}
+        for view in VIEWS:
+            x0, inside = batch[f"image_{view}"], batch[f"inside_{view}"]
+            one_hot = network.one_hot(batch[f"label_{view}"])
+            kept = torch.rand(len(x0), generator=generator) >= self.mask_dropout
+            one_hot = one_hot * kept.to(one_hot)[:, None, None, None]
+            t = self._times(len(x0), generator).to(x0.device)
+            noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+            x = self.diffusion.noised(x0, t, noise)
+            time = t * self.diffusion.schedule.timesteps
+            output = network(x, time, network.modulations(one_hot, view), view)
+            for key, loss in self.diffusion.loss(output.float(), x0, noise, t, inside).items():
+                sums[key] = sums.get(key, 0.0) + loss / len(VIEWS)
+        return sums
+
+    def _times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw times; some of them are moved into the range of refining, order kept."""
+        t = self.diffusion.draw_times(count, generator)
+        low = torch.rand(count, generator=generator) < self.low_noise
+        steps = self.diffusion.schedule.timesteps
+        moved = t * self.low_noise_time
+        if self.diffusion.objective != "flow":  # whole levels only, from the first
+            moved = ((moved * steps).round().clamp_min(1)) / steps
+        return torch.where(low, moved, t)

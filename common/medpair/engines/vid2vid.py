@@ -1,0 +1,330 @@
+"""Training of the image sequence generator (Han et al. 2023; losses after vid2vid).
+
+A sequence is drawn slice by slice, each from the generator's own past, as in use; the past carries
+no gradient. Then two critics judge it: one each image under its labels at several scales, one the
+course of tau + 1 images. The generator's loss::
+
+    image critic + temporal critic + features of both critics + perceptual + alignment
+    + L1 to the real slice + flow: real neighbours warped onto each other
+
+Perceptual distance and alignment come from a small segmenter that learns beside it on real slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.engines.trainer import Trainer
+from monai.losses import PatchAdversarialLoss
+from monai.utils.enums import CommonKeys
+from torch import Tensor
+from torch.nn import functional
+
+from medpair.engines.allocator import keep_freed_memory
+from medpair.engines.averaging import AveragedWeights
+from medpair.networks.vid2vid import (
+    ImageSequenceGenerator,
+    MultiScaleCritic,
+    Slice,
+    SliceSegmenter,
+    warp,
+)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A batch of real sequences and what was drawn for them, time at dimension 1.
+
+    Attributes:
+        real: (B, tau + L, 1, H, W) images; the first tau are the past.
+        label: (B, L, 2 radius + 1, H, W) label slices around each drawn slice.
+        inside: (B, tau + L, 1, H, W) 0 where the volume is padded.
+        available: (B, tau) which of the past there is.
+        drawn: what the generator gave, L slices.
+    """
+
+    real: Tensor
+    label: Tensor
+    inside: Tensor
+    available: Tensor
+    drawn: list[Slice]
+
+    @property
+    def past(self) -> int:
+        """Images of the past, tau."""
+        return self.available.shape[1]
+
+    def fake(self) -> Tensor:
+        """Return the drawn images (B, L, 1, H, W), padded like the real ones."""
+        real = self.real[:, self.past :]
+        images = torch.stack([slice_.image for slice_ in self.drawn], dim=1)
+        return torch.lerp(real, images, self.inside[:, self.past :])
+
+
+class Vid2VidTrainer(Trainer):
+    """Train the generator against its critics.
+
+    Args:
+        device: where to train.
+        max_epochs: passes over the data loader.
+        train_data_loader: batches of ``SliceSequences``.
+        generator: the network.
+        image_critic: sees one image under the one-hot labels around it.
+        temporal_critic: sees tau + 1 images in a row.
+        segmenter: learns beside the generator.
+        optimizer: of the generator.
+        critic_optimizer: of both critics.
+        segmenter_optimizer: of the segmenter.
+        adversarial_weight: of each critic (least squares).
+        feature_weight: of the critics' features (10 in video-to-video synthesis).
+        perceptual_weight: of the segmenter's features.
+        alignment_weight: of the segmenter's cross-entropy on drawn slices.
+        l1_weight: of the distance to the real slice. Unlike a street scene, a slice has one image
+            that belongs to its labels; with it, training is stable on 20 volumes.
+        flow_weight: of warped real neighbours (10).
+        averaging: decay of the averaged weights.
+        amp: mixed precision, bfloat16.
+        channels_last: memory layout.
+        train_handlers: ignite handlers.
+
+    Raises:
+        FloatingPointError: on a loss that is not finite, with iteration and value.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[Any],
+        generator: ImageSequenceGenerator,
+        image_critic: MultiScaleCritic,
+        temporal_critic: MultiScaleCritic,
+        segmenter: SliceSegmenter,
+        optimizer: torch.optim.Optimizer,
+        critic_optimizer: torch.optim.Optimizer,
+        segmenter_optimizer: torch.optim.Optimizer,
+        adversarial_weight: float = 1.0,
+        feature_weight: float = 10.0,
+        perceptual_weight: float = 5.0,
+        alignment_weight: float = 1.0,
+        l1_weight: float = 10.0,
+        flow_weight: float = 10.0,
+        averaging: float = 0.999,
+        amp: bool = False,
+        channels_last: bool = True,
+        train_handlers: list[Any] | None = None,
+    ) -> None:
+        for name, value in {"amp": amp, "channels_last": channels_last}.items():
+            if not isinstance(value, bool):  # the text "false" would count as true
+                raise ValueError(f"{name}: expected True or False, found {value!r}")
+        super().__init__(device, max_epochs, train_data_loader, amp=False, decollate=False)
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+
+        def placed(network: Any) -> Any:
+            return network.to(self.state.device).to(memory_format=layout)
+
+        self.generator: ImageSequenceGenerator = placed(generator)
+        self.image_critic: MultiScaleCritic = placed(image_critic)
+        self.temporal_critic: MultiScaleCritic = placed(temporal_critic)
+        self.segmenter: SliceSegmenter = placed(segmenter)
+        self.optimizer = optimizer
+        self.critic_optimizer = critic_optimizer
+        self.segmenter_optimizer = segmenter_optimizer
+        self.adversarial = PatchAdversarialLoss(
+            criterion="least_squares", no_activation_leastsq=True
+        )
+        self.weights = {
+            "adversarial": adversarial_weight,
+            "temporal": adversarial_weight,
+            "features": feature_weight,
+            "perceptual": perceptual_weight,
+            "alignment": alignment_weight,
+            "l1": l1_weight,
+            "flow": flow_weight,
+        }
+        self.averaged = AveragedWeights(self.generator, averaging)
+        self.mixed = amp
+        self._register_handlers(train_handlers or [])
+
+    def state_objects(self) -> dict[str, Any]:
+        """Return everything a checkpoint must hold, by name."""
+        return {
+            "generator": self.generator,
+            "image_critic": self.image_critic,
+            "temporal_critic": self.temporal_critic,
+            "segmenter": self.segmenter,
+            "optimizer": self.optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "segmenter_optimizer": self.segmenter_optimizer,
+            "averaged": self.averaged,
+        }
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Return the averaged weights."""
+        state = self.averaged.network.state_dict()
+        return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+    def _iteration(self, engine: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Draw a sequence; update segmenter, critics and generator, in this order."""
+        for network in (self.generator, self.image_critic, self.temporal_critic, self.segmenter):
+            network.train()
+        with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.mixed):
+            sequence = self._draw(batch)
+            losses = {
+                "segmenter": self._segmenter_step(sequence),
+                "critics": self._critic_step(sequence),
+                **self._generator_step(sequence),
+            }
+        self.averaged.update(self.generator)
+        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+        numbers = dict(zip(losses, values, strict=True))
+        bad = {key: value for key, value in numbers.items() if not abs(value) < float("inf")}
+        if bad:
+            raise FloatingPointError(
+                f"iteration {self.state.iteration}: expected finite losses, found {bad}; "
+                "try --amp False, or a lower learning_rate"
+            )
+        return {CommonKeys.LOSS: numbers["generator"], **numbers}
+
+    def _draw(self, batch: dict[str, Tensor]) -> Sequence:
+        """Let the generator draw the batch's sequences, from the past that there is."""
+        device = self.state.device
+        real, inside = (batch[key].to(device)[:, :, None] for key in ("image", "inside"))
+        label, available = batch["label"].to(device), batch["available"].to(device)
+        tau, seen = available.shape[1], 2 * self.generator.radius + 1
+        steps = real.shape[1] - tau
+        windows = torch.stack([label[:, tau + i : tau + i + seen] for i in range(steps)], dim=1)
+        past, there = real[:, :tau, 0], available
+        drawn = []
+        for step in range(steps):
+            slice_ = self.generator(windows[:, step], past, there)
+            drawn.append(slice_)
+            shown = torch.lerp(real[:, tau + step], slice_.image.detach(), inside[:, tau + step])
+            past = torch.cat([past[:, 1:], shown], dim=1)
+            there = torch.cat([there[:, 1:], torch.ones_like(there[:, :1])], dim=1)
+        return Sequence(real, windows, inside, available, drawn)
+
+    def _segmenter_step(self, sequence: Sequence) -> Tensor:
+        """Teach the segmenter on the real slices."""
+        images = sequence.real[:, sequence.past :].flatten(0, 1)
+        logits, _ = self.segmenter(images)
+        loss = self._cross_entropy(logits, sequence)
+        _step(self.segmenter_optimizer, loss)
+        return loss
+
+    def _critic_step(self, sequence: Sequence) -> Tensor:
+        """Teach both critics to tell drawn sequences from real ones."""
+        fake = sequence.fake().detach()
+        loss = torch.zeros((), device=fake.device)
+        for critic, of_real, of_fake in self._judged(sequence, fake):
+            if len(of_real):
+                scores, _ = critic(torch.cat([of_real, of_fake]))
+                real_scores, fake_scores = zip(*(s.float().chunk(2) for s in scores), strict=True)
+                loss = loss + 0.5 * (
+                    self.adversarial(list(real_scores), True, True)
+                    + self.adversarial(list(fake_scores), False, True)
+                )
+        if loss.requires_grad:
+            _step(self.critic_optimizer, loss)
+        return loss
+
+    def _generator_step(self, sequence: Sequence) -> dict[str, Tensor]:
+        """Update the generator; the judges stand still."""
+        judges = (self.image_critic, self.temporal_critic, self.segmenter)
+        for judge in judges:
+            judge.requires_grad_(False)
+        fake = sequence.fake()
+        losses = self._critics_opinion(sequence, fake)
+        losses |= self._segmenters_opinion(sequence, fake)
+        real = sequence.real[:, sequence.past :]
+        losses["l1"] = (fake - real).abs().mean()
+        losses["flow"] = self._flow_loss(sequence)
+        total = torch.stack([self.weights[key] * loss for key, loss in losses.items()]).sum()
+        _step(self.optimizer, total)
+        for judge in judges:
+            judge.requires_grad_(True)
+        return {"generator": total, **losses}
+
+    def _judged(
+        self, sequence: Sequence, fake: Tensor
+    ) -> list[tuple[MultiScaleCritic, Tensor, Tensor]]:
+        """Return each critic with what it sees: real and drawn, (n, C, H, W)."""
+        tau, steps = sequence.past, fake.shape[1]
+        real = sequence.real[:, tau:]
+        labels = self.generator.labels(sequence.label.flatten(0, 1))
+        single = [torch.cat([labels, images.flatten(0, 1)], dim=1) for images in (real, fake)]
+        mixed = torch.cat([sequence.real[:, :tau], fake], dim=1)
+        there = torch.cat([sequence.available, torch.ones_like(real[:, :, 0, 0, 0])], dim=1) > 0
+        rows: list[list[Tensor]] = [[], []]
+        for step in range(steps):
+            whole = there[:, step : step + tau + 1].all(dim=1)
+            for row, images in zip(rows, (sequence.real, mixed), strict=True):
+                row.append(images[whole, step : step + tau + 1, 0])
+        course_real, course_fake = (torch.cat(row) for row in rows)
+        return [
+            (self.image_critic, single[0], single[1]),
+            (self.temporal_critic, course_real, course_fake),
+        ]
+
+    def _critics_opinion(self, sequence: Sequence, fake: Tensor) -> dict[str, Tensor]:
+        """Return the adversarial losses, and the distance of the critics' features."""
+        losses: dict[str, Tensor] = {}
+        distances = []
+        judged = self._judged(sequence, fake)
+        for name, (critic, real, drawn) in zip(("adversarial", "temporal"), judged, strict=True):
+            if not len(real):
+                continue
+            with torch.no_grad():
+                _, real_features = critic(real)
+            scores, features = critic(drawn)
+            losses[name] = self.adversarial([s.float() for s in scores], True, False)
+            distances.append(_distance(features, real_features))
+        losses["features"] = torch.stack(distances).mean()
+        return losses
+
+    def _segmenters_opinion(self, sequence: Sequence, fake: Tensor) -> dict[str, Tensor]:
+        """Return the perceptual distance to the real slice, and whether the labels are seen."""
+        with torch.no_grad():
+            _, real_features = self.segmenter(sequence.real[:, sequence.past :].flatten(0, 1))
+        logits, features = self.segmenter(fake.flatten(0, 1))
+        return {
+            "perceptual": _distance(features, real_features),
+            "alignment": self._cross_entropy(logits, sequence),
+        }
+
+    def _cross_entropy(self, logits: Tensor, sequence: Sequence) -> Tensor:
+        target = sequence.label[:, :, self.generator.radius].flatten(0, 1).long()
+        inside = sequence.inside[:, sequence.past :, 0].flatten(0, 1)
+        loss = functional.cross_entropy(logits.float(), target, reduction="none")
+        return (loss * inside).sum() / inside.sum().clamp_min(1.0)
+
+    def _flow_loss(self, sequence: Sequence) -> Tensor:
+        """Warp each real slice's real predecessor: it should look like the slice."""
+        tau = sequence.past
+        there = torch.cat(
+            [sequence.available[:, -1:], torch.ones_like(sequence.available[:, :1])], 1
+        )
+        total = count = torch.zeros((), device=sequence.real.device)
+        for step, slice_ in enumerate(sequence.drawn):
+            weight = there[:, min(step, 1)].view(-1, 1, 1, 1) * sequence.inside[:, tau + step]
+            moved = warp(sequence.real[:, tau + step - 1], slice_.flow)
+            total = total + ((moved - sequence.real[:, tau + step]).abs() * weight).sum()
+            count = count + weight.sum()
+        return total / count.clamp_min(1.0)
+
+
+def _distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
+    """Return the mean L1 distance of features, every layer counting the same."""
+    pairs = zip(features, others, strict=True)
+    return torch.stack([functional.l1_loss(a.float(), b.float()) for a, b in pairs]).mean()
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()

@@ -1,0 +1,280 @@
+"""From one stage's dataset folder to the next: reading label maps (and images), writing pairs.
+
+Case i of the input folder becomes case i of the output folder, under its own name and on its own
+grid. The label map is kept; what is new is the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from medpair.data.cohort import Cohort, from_unit, to_unit
+from medpair.data.dataset import Case, load_dataset
+from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
+from medpair.data.labels import LabelMap, short_list
+from medpair.data.patches import PAD_IMAGE, PAD_LABEL
+from medpair.data.slices import framed, next_frame, unframed
+from medpair.inferers.folder import SyntheticFolder, file_sha256, stored
+
+
+class CaseVolumes(Dataset[dict[str, Any]]):
+    """The cases of a split, in frames that a generator can take.
+
+    An item has ``image`` (1, W, H, D): the image in -1..1 on the training cohort's scale, or, in a
+    dataset without ``images``, the label map; ``label`` (1, W, H, D) class indices of the training
+    cohort; and ``index``.
+
+    Args:
+        dataset_dir: the folder; label maps alone will do where no image is needed.
+        card: what lies beside the weights: the cohort.
+        frame: (W, H, D) of training; larger volumes get a larger frame.
+        multiple: what frames must be multiples of.
+        split: which list of ``dataset.json``.
+        label_group: merge of labels.
+        images: whether images are read.
+
+    Raises:
+        DataError: if a file cannot be used.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | Path,
+        card: dict[str, Any],
+        frame: Sequence[int],
+        multiple: int,
+        split: str = "training",
+        label_group: str | None = None,
+        images: bool = False,
+    ) -> None:
+        folder = load_dataset(dataset_dir, images=images)
+        self.cohort = Cohort.from_json(card["cohort"])
+        self.labels = folder.labels(label_group)
+        self.cases = folder.split(split)
+        self.root = folder.root
+        self.images = images
+        unlabelled = [case for case in self.cases if case.label is None]
+        if unlabelled:
+            raise DataError(f"{unlabelled[0].image}: expected a label map, found none listed")
+        self.frames = [next_frame(ras_size(label_of(c)), frame, multiple) for c in self.cases]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        case, frame = self.cases[index], self.frames[index]
+        label, _ = self.read_label(case)
+        framed_label = torch.from_numpy(framed(label, frame, PAD_LABEL))[None]
+        item = {"image": framed_label, "label": framed_label, "index": index}
+        if self.images:
+            assert case.image is not None
+            image = read_volume(case.image).array
+            if image.shape != label.shape:
+                raise DataError(
+                    f"{case.label}: expected the image's shape {image.shape}, found {label.shape}"
+                )
+            unit = to_unit(image, *self.cohort.intensity)
+            item["image"] = torch.from_numpy(framed(unit, frame, PAD_IMAGE))[None]
+        return item
+
+    def read_label(self, case: Case) -> tuple[np.ndarray, Volume]:
+        """Return a label map as class indices of the training cohort, and its volume."""
+        path = label_of(case)
+        volume = read_volume(path, np.float64)
+        classes = self.labels.encode(volume.array, str(path))
+        return as_trained(classes, self.labels, self.cohort.labels, path), volume
+
+
+def label_of(case: Case) -> Path:
+    """Return the path of a case's label map, which has been checked to be there."""
+    assert case.label is not None
+    return case.label
+
+
+def as_trained(
+    classes: np.ndarray, labels: LabelMap, trained: Sequence[str], path: Path
+) -> np.ndarray:
+    """Translate class indices by name into those that a network was trained with.
+
+    Raises:
+        DataError: if a class occurs that training never saw; names it and its value.
+    """
+    table = np.zeros(len(labels.names), np.uint8 if len(trained) <= 256 else np.uint16)
+    unknown = []
+    for index, name in enumerate(labels.names):
+        if index == 0 or name in trained:
+            table[index] = trained.index(name) if index else 0
+        elif (classes == index).any():
+            unknown.append(f"{name!r} (value {short_list(labels.values[index])})")
+    if unknown:
+        raise DataError(
+            f"{path}: expected labels that the network was trained on, {list(trained)}, "
+            f"found {', '.join(unknown)}"
+        )
+    return table[classes]
+
+
+def ras_size(path: Path) -> tuple[int, int, int]:
+    """Return a volume's size in RAS order, from its header.
+
+    Raises:
+        DataError: if it is not a readable 3D volume.
+    """
+    try:
+        image: Any = nib.load(path)
+        shape = image.shape[:3]
+        order = nib.orientations.io_orientation(image.affine)[:, 0].astype(int)
+        if len(shape) != 3:
+            raise ValueError(f"shape {image.shape}")
+    except Exception as error:  # nibabel raises a dozen kinds for damaged files
+        raise DataError(f"{path}: expected a readable NIfTI volume, found {error}") from error
+    size = [0, 0, 0]
+    for axis, length in zip(order, shape, strict=True):
+        size[axis] = int(length)
+    return size[0], size[1], size[2]
+
+
+class FrameBatches(Sampler[list[int]]):
+    """Batches of cases that share a frame; a case has the same batch mates in every run.
+
+    Args:
+        dataset: the cases.
+        writer: knows which are missing.
+        batch_size: most cases in a batch.
+    """
+
+    def __init__(self, dataset: CaseVolumes, writer: CaseWriter, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for index, frame in enumerate(dataset.frames):
+            groups.setdefault(frame, []).append(index)
+        self.batches = [
+            group[first : first + batch_size]
+            for group in groups.values()
+            for first in range(0, len(group), batch_size)
+        ]
+        self.writer = writer
+
+    def _open(self) -> list[list[int]]:
+        missing = set(self.writer.missing())
+        return [batch for batch in self.batches if missing & set(batch)]
+
+    def __len__(self) -> int:
+        return len(self._open())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._open())
+
+
+class Method(Protocol):
+    """An inferer that can say what decides its results."""
+
+    def origin(self) -> dict[str, Any]:
+        """Return the options that decide what a sample is."""
+        ...
+
+
+class CaseWriter:
+    """Write generated images beside their label maps, as a dataset folder of pairs.
+
+    Args:
+        output_dir: the folder.
+        cases: the input.
+        card: what lies beside the weights.
+        weights: path of the checkpoint; its SHA-256 goes into the sidecars.
+        inferer: says how the images are made.
+        generator: name of what makes them, for the sidecars.
+        num_samples: how many cases; None: all.
+        start_index: the first.
+        split: list of ``dataset.json`` that the pairs go into.
+
+    Raises:
+        DataError: if the folder holds pairs made otherwise, or from other label maps.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        cases: CaseVolumes,
+        card: dict[str, Any],
+        weights: str | Path,
+        inferer: Method,
+        generator: str,
+        num_samples: int | None = None,
+        start_index: int = 0,
+        split: str = "training",
+    ) -> None:
+        self.cases = cases
+        self.cohort = Cohort.from_json(card["cohort"])
+        stop = len(cases) if num_samples is None else min(len(cases), start_index + num_samples)
+        self.wanted = range(start_index, stop)
+        origin = {
+            "generator": generator,
+            "weights": Path(weights).name,
+            "weights_sha256": file_sha256(weights),
+            **inferer.origin(),
+        }
+        names = [case.name for case in cases.cases]
+        if Path(output_dir).resolve() == cases.root.resolve():
+            raise DataError(f"{output_dir}: expected another folder than the input's, found it")
+        self.folder = SyntheticFolder(output_dir, self.cohort, origin, split, names=names)
+
+    def missing(self) -> list[int]:
+        """Return the wanted indices that are not there yet; refuse those made of other input."""
+        missing = []
+        for index in self.wanted:
+            if not self.folder.has(index):
+                missing.append(index)
+                continue
+            path = self.folder.sidecar(index)
+            if read_json(path).get("input_sha256") != self._input_hash(index):
+                raise DataError(
+                    f"{path}: expected a pair made of {self._input(index)} as it is now, found "
+                    "one made of another file (choose another output_dir)"
+                )
+        return missing
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Write the pair of ``data``: ``pred`` (1, W, H, D) in -1..1, and its ``index``."""
+        index = int(data["index"])
+        if index in self.wanted and not self.folder.has(index):
+            self._write(index, torch.as_tensor(data["pred"])[0].float().cpu().numpy())
+        return data
+
+    def complete(self) -> Path:
+        """Write ``dataset.json`` over all pairs in the folder."""
+        return self.folder.complete()
+
+    def _write(self, index: int, frame: np.ndarray) -> None:
+        label, volume = self.cases.read_label(self.cases.cases[index])
+        low, high = self.cohort.intensity
+        image = from_unit(unframed(frame, label.shape).astype(np.float64), low, high)
+        root, paths = self.folder.root, self.folder.paths(index)
+        geometry = (volume.affine, volume.orientation)
+        pixels = Volume(stored(image, low, high), *geometry)
+        write_volume(root / paths["image"], pixels, np.int16)
+        write_volume(root / paths["label"], Volume(label, *geometry))
+        self.folder.finish_case(
+            index, input_sha256=self._input_hash(index), made_from=self._earlier(index)
+        )
+
+    def _input(self, index: int) -> Path:
+        """Return the file that the image depends on: the earlier image, or the label map."""
+        case = self.cases.cases[index]
+        return case.image if self.cases.images and case.image else label_of(case)
+
+    def _input_hash(self, index: int) -> str:
+        return file_sha256(self._input(index))
+
+    def _earlier(self, index: int) -> dict[str, Any] | None:
+        """Return the sidecar of the stage before, if there is one."""
+        path = self.cases.root / "provenance" / f"{self.cases.cases[index].name}.json"
+        return read_json(path) if path.exists() else None

@@ -1,0 +1,198 @@
+"""A synthetic dataset folder: files that say where they come from, written once, in any order.
+
+Every case has a sidecar ``provenance/NAME.json``, written last: a case whose sidecar exists is
+whole. All cases of a folder have one origin (weights, seed, options); a run with another origin
+refuses the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from medpair import __version__
+from medpair.data.cohort import Cohort
+from medpair.data.dataset import entry, write_dataset_json
+from medpair.data.files import DataError, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+# Intensities that span fewer whole steps than this keep fractions (scaled integers on disk).
+WHOLE_STEPS = 500
+PREFIX = "pair_"
+
+
+class SyntheticFolder:
+    """The output folder of a generator.
+
+    Args:
+        folder: where the files go.
+        cohort: the cohort that the generator was trained on.
+        origin: what made the cases: equal for all cases of the folder.
+        split: list of ``dataset.json`` that the cases go into.
+        suffix: of the dataset's name, after the cohort's.
+        images: False for a folder of label maps alone.
+        names: of the cases by index; default ``pair_000000`` and so on.
+
+    Raises:
+        DataError: if the folder holds cases of another origin.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        cohort: Cohort,
+        origin: dict[str, Any],
+        split: str = "training",
+        suffix: str = "synthetic",
+        images: bool = True,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.root = Path(folder)
+        self.cohort = cohort
+        self.origin = {**origin, "medpair_version": __version__}
+        self.split = split
+        self.suffix = suffix
+        self.images = images
+        self.names = names
+        self._refuse_mixture()
+
+    def name(self, index: int) -> str:
+        """Return the case's name."""
+        return f"{PREFIX}{index:06d}" if self.names is None else self.names[index]
+
+    def paths(self, index: int) -> dict[str, str]:
+        """Return the case's entry in ``dataset.json``."""
+        return self._entry(self.name(index))
+
+    def _entry(self, name: str) -> dict[str, str]:
+        roles = entry(name, self.split)
+        return roles if self.images else {"label": roles["label"]}
+
+    def sidecar(self, index: int) -> Path:
+        """Return the path of the case's sidecar."""
+        return self.root / "provenance" / f"{self.name(index)}.json"
+
+    def has(self, index: int) -> bool:
+        """Return whether the case is there, whole."""
+        return self.sidecar(index).exists()
+
+    def finish_case(self, index: int, **more: Any) -> None:
+        """Write the sidecar, when everything else of the case is there."""
+        write_json(self.sidecar(index), {"index": index, **more, **self.origin})
+
+    def complete(self) -> Path:
+        """Write ``dataset.json`` over all cases in the folder."""
+        names = sorted(path.name.removesuffix(".json") for path in self._sidecars())
+        what = "pairs" if self.images else "label maps"
+        path = write_dataset_json(
+            self.root,
+            f"{self.cohort.name}_{self.suffix}",
+            {name: value for value, name in enumerate(self.cohort.labels)},
+            {self.split: [self._entry(name) for name in names]},
+            {"0": self.cohort.channel} if self.images else {},
+            self.cohort.label_group,
+            description=f"synthetic {what}; origin: {self.cohort.name}",
+            licence=self.cohort.licence,
+            origin=self.origin,
+        )
+        logger.info("%s: %d %s", path, len(names), what)
+        return path
+
+    def _sidecars(self) -> list[Path]:
+        files = (self.root / "provenance").glob("*.json")
+        return sorted(path for path in files if not path.name.startswith("."))
+
+    def _refuse_mixture(self) -> None:
+        """Look at one case that is already there; all of a folder have the same origin."""
+        first = next(iter(self._sidecars()), None)
+        if first is None:
+            return
+        there = read_json(first)
+        differing = [
+            f"{key}: {there.get(key)!r} there, {value!r} now"
+            for key, value in self.origin.items()
+            if there.get(key) != value
+        ]
+        if differing:
+            raise DataError(
+                f"{first}: expected {'pairs' if self.images else 'label maps'} of the same origin, "
+                f"found {'; '.join(differing)} (choose another output_dir)"
+            )
+
+
+class Writer(Protocol):
+    """What knows which samples are wanted and which of them are there already."""
+
+    def missing(self) -> list[int]:
+        """Return the wanted indices that are not there yet."""
+        ...
+
+
+class AlignedBatches(Sampler[list[int]]):
+    """Batches of indices such that an index has the same place in the same batch in every run.
+
+    Args:
+        writer: knows which samples are missing.
+        batch_size: samples per batch.
+        count: there are indices below this only; default without end.
+    """
+
+    def __init__(self, writer: Writer, batch_size: int, count: int | None = None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        self.writer = writer
+        self.batch_size = batch_size
+        self.count = count
+
+    def _blocks(self) -> list[int]:
+        return sorted({index // self.batch_size for index in self.writer.missing()})
+
+    def __len__(self) -> int:
+        return len(self._blocks())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for block in self._blocks():
+            last = (block + 1) * self.batch_size
+            last = last if self.count is None else min(last, self.count)
+            yield list(range(block * self.batch_size, last))
+
+
+def stored(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return intensities as they are stored: int16 where whole steps are fine enough, else float.
+
+    Floats are written as int16 with a scale factor.
+    """
+    info = np.iinfo(np.int16)
+    if high - low >= WHOLE_STEPS and info.min <= low and high <= info.max:
+        return np.rint(image).astype(np.int16)
+    return image
+
+
+def centred_affine(spacing: Sequence[float], size: Sequence[int]) -> np.ndarray:
+    """Return a RAS affine (4, 4) with the volume's centre at the origin."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = [-0.5 * s * (n - 1) for s, n in zip(spacing, size, strict=True)]
+    return affine
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataError: if it is missing.
+    """
+    try:
+        with open(path, "rb") as handle:
+            digest = hashlib.sha256()
+            while block := handle.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected a checkpoint, found nothing there") from None

@@ -1,0 +1,315 @@
+"""From noise to label volumes: MC-DPM's autoregression over windows of slices (Han et al. 2023).
+
+A volume begins with one window at a random position, generated unconditionally, and grows in both
+directions: the last n slices that are there are given for the next window, the first n for the one
+before, until both ends are reached. The forward and backward windows of all volumes of a batch are
+denoised together, so that a volume takes half as many rounds as it has windows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from medpair.data.cohort import Cohort, LabelledVolume
+from medpair.data.files import DataError
+from medpair.data.label_codes import LabelCode
+from medpair.data.patches import PAD_LABEL
+from medpair.data.sampling import derive_seed
+from medpair.data.slices import framed
+from medpair.diffusion.process import Diffusion, Prediction
+from medpair.diffusion.solvers import Solver, sample, times
+from medpair.metrics.label_plausible import LabelReference, implausible, label_reference
+from medpair.metrics.label_shape import label_shape
+from medpair.networks.mcdpm import MaskSequenceDenoiser
+
+logger = logging.getLogger(__name__)
+
+# Fixes the meaning of (seed, index): streams of random numbers of one label volume
+START, FORWARD, BACKWARD = 2, 3, 4
+FEW_STEPS = 20
+
+
+def denoiser_from_card(card: dict[str, Any]) -> MaskSequenceDenoiser:
+    """Rebuild the network that a card describes.
+
+    Raises:
+        DataError: if the card is another bundle's.
+    """
+    if "sequence" not in card or "network" not in card:
+        raise DataError("model.json: sequence: expected MC-DPM's settings, found none")
+    return MaskSequenceDenoiser(**card["network"])
+
+
+def reference_of(
+    volumes: Sequence[LabelledVolume], cohort: Cohort, frame: Sequence[int], axis: int
+) -> dict[str, Any]:
+    """Return what is remembered of the training labels, as the frame shows them, for the card."""
+    labels = [framed(volume.label, frame, PAD_LABEL) for volume in volumes]
+    shapes = [label_shape(label, cohort.num_labels, cohort.spacing, axis) for label in labels]
+    return label_reference(shapes).to_json()
+
+
+class IndexDataset(Dataset[dict[str, Any]]):
+    """Samples that are nothing but their index: ``image`` (1,) int64 and ``index``."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": torch.tensor([index]), "index": index}
+
+
+@dataclass
+class Window:
+    """One window to denoise.
+
+    Attributes:
+        volume: which of the batch.
+        first: its first slice.
+        known: (m,) True where a slice is there already.
+        generator: where its noise comes from.
+    """
+
+    volume: int
+    first: int
+    known: np.ndarray
+    generator: torch.Generator
+
+
+@dataclass
+class Growth:
+    """A label volume while it grows.
+
+    Attributes:
+        label: (N, H, W) class indices; valid in ``low <= slice < high``.
+        low: first slice that is there.
+        high: one past the last.
+        seams: slices at which a window began to be generated anew.
+        generators: noise of the first window, forward and backward ones.
+    """
+
+    label: np.ndarray
+    low: int
+    high: int
+    seams: list[int] = field(default_factory=list)
+    generators: dict[int, torch.Generator] = field(default_factory=dict)
+
+
+class LabelVolumeInferer:
+    """Generate label volumes by index.
+
+    Sample i depends on (weights, seed, i) and these options alone.
+
+    Args:
+        card: what lies beside the weights.
+        seed: of the cohort to be made.
+        solver: ``ancestral``, ``ddim``, ``dpm_solver_pp`` or ``flow``; None takes ``flow`` for a
+            flow-matching model and ``dpm_solver_pp`` otherwise.
+        steps: evaluations per window; None: T for ``ancestral``, else 20.
+        guidance: weight w of classifier-free guidance, ``unconditional + w (conditional -
+            unconditional)``; 1 is none, and costs half. In the unconditional branch the given
+            slices are noised like the others and not marked.
+        height: N, slices of the generated volume; None: as in training.
+        reject: replace an implausible volume by that of the next attempt's seed.
+        attempts: tries before an implausible volume is kept.
+
+    Attributes:
+        records: for each index made, its attempts, reasons of rejection, seams.
+    """
+
+    def __init__(
+        self,
+        card: dict[str, Any],
+        seed: int = 0,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        guidance: float = 1.0,
+        height: int | None = None,
+        reject: bool = False,
+        attempts: int = 10,
+    ) -> None:
+        if not isinstance(reject, bool):  # the text "false" would count as true
+            raise ValueError(f"reject: expected True or False, found {reject!r}")
+        if attempts < 1:
+            raise ValueError(f"attempts: expected at least 1, found {attempts}")
+        self.diffusion = Diffusion(**card["diffusion"])
+        self.code = LabelCode(**card["code"])
+        self.cohort = Cohort.from_json(card["cohort"])
+        self.reference = LabelReference.from_json(card["label_reference"])
+        sequence = card["sequence"]
+        self.axis, self.window, self.overlap = (sequence[k] for k in ("axis", "window", "overlap"))
+        self.frame = list(sequence["frame"])
+        if height is not None:
+            if height < self.window:
+                raise ValueError(f"height: expected {self.window} slices or more, found {height}")
+            self.frame[self.axis] = height
+        self.height = height
+        flow = self.diffusion.objective == "flow"
+        self.solver: Solver = solver or ("flow" if flow else "dpm_solver_pp")
+        full = self.diffusion.schedule.timesteps
+        few = full if self.solver == "ancestral" else FEW_STEPS
+        self.steps = few if steps is None else steps
+        self.grid = times(self.diffusion.schedule, self.solver, self.steps)
+        self.guidance = float(guidance)
+        self.seed = seed
+        self.reject = reject
+        self.attempts = attempts
+        self.records: dict[int, dict[str, Any]] = {}
+        self.evaluations = 0
+
+    def origin(self) -> dict[str, Any]:
+        """Return the options that decide what a sample is, for its sidecar."""
+        return {
+            "sampler": self.solver,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "frame": self.frame,
+            "reject": self.reject,
+            **({"attempts": self.attempts} if self.reject else {}),
+        }
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Return label volumes (B, 1, W, H, D) for indices (B, 1)."""
+        indices = [int(i) for i in inputs.flatten().tolist()]
+        done: dict[int, np.ndarray] = {}
+        open_indices = indices
+        history: dict[int, list[list[str]]] = {index: [] for index in indices}
+        for attempt in range(self.attempts):
+            grown = self.grow(network, open_indices, attempt, inputs.device)
+            rejected = []
+            for index, growth in zip(open_indices, grown, strict=True):
+                done[index] = np.moveaxis(growth.label, 0, self.axis)
+                reasons = self._reasons(done[index])
+                history[index].append(reasons)
+                self.records[index] = {
+                    "attempt": attempt,
+                    "plausible": not reasons,
+                    "seams": sorted(growth.seams),
+                    "rejected": [r for r in history[index] if r],
+                }
+                if reasons:
+                    rejected.append(index)
+            open_indices = rejected
+            if not open_indices or not self.reject:
+                break
+        for index in open_indices:
+            logger.warning("label volume %d is implausible: %s", index, history[index][-1])
+        stacked = np.stack([done[index] for index in indices])[:, None]
+        return torch.from_numpy(stacked)
+
+    def grow(
+        self, network: nn.Module, indices: Sequence[int], attempt: int, device: torch.device
+    ) -> list[Growth]:
+        """Generate one volume for each index, all windows of a round in one batch."""
+        plane = [n for a, n in enumerate(self.frame) if a != self.axis]
+        height = self.frame[self.axis]
+        dtype = np.uint8 if self.code.num_classes <= 256 else np.uint16
+        volumes, first_round = [], []
+        for number, index in enumerate(indices):
+            streams = {
+                stream: torch.Generator().manual_seed(
+                    derive_seed(self.seed, index, attempt, stream)
+                )
+                for stream in (START, FORWARD, BACKWARD)
+            }
+            first = int(
+                torch.randint(height - self.window + 1, (1,), generator=streams[START]).item()
+            )
+            empty = np.zeros((height, *plane), dtype)
+            volumes.append(Growth(empty, first, first, [], streams))
+            nothing = np.zeros(self.window, bool)
+            first_round.append(Window(number, first, nothing, streams[START]))
+        windows = first_round
+        while windows:
+            labels = self._denoise(network, volumes, windows, device)
+            for window, label in zip(windows, labels, strict=True):
+                _insert(volumes[window.volume], window, label)
+            windows = [w for number, v in enumerate(volumes) for w in self._next(number, v)]
+        return volumes
+
+    def _next(self, number: int, volume: Growth) -> list[Window]:
+        """Return the windows that extend a volume: forward, backward, both or none."""
+        height, m, n = self.frame[self.axis], self.window, self.overlap
+        windows = []
+        if volume.high < height:
+            # the last window ends flush with the volume: it is given more slices instead
+            first = max(0, min(volume.high - n, height - m))
+            known = np.arange(first, first + m) < volume.high
+            known &= np.arange(first, first + m) >= volume.low
+            windows.append(Window(number, first, known, volume.generators[FORWARD]))
+        if volume.low > 0:
+            first = min(max(volume.low + n - m, 0), height - m)
+            known = np.arange(first, first + m) >= volume.low
+            known &= np.arange(first, first + m) < volume.high
+            windows.append(Window(number, first, known, volume.generators[BACKWARD]))
+        return windows
+
+    def _denoise(
+        self,
+        network: nn.Module,
+        volumes: Sequence[Growth],
+        windows: Sequence[Window],
+        device: torch.device,
+    ) -> np.ndarray:
+        """Return label slices (windows, m, H, W)."""
+        m = self.window
+        given = np.stack([volumes[w.volume].label[w.first : w.first + m] for w in windows])
+        clean = self.code.encode(torch.from_numpy(given.astype(np.int64))).to(device)
+        known = torch.from_numpy(np.stack([w.known for w in windows])).to(device, torch.float32)
+        hidden = 1.0 - known[:, None, :, None, None]
+        position = torch.tensor([w.first / self.frame[self.axis] for w in windows], device=device)
+
+        def noise() -> Tensor:
+            drawn = [torch.randn(clean.shape[1:], generator=w.generator) for w in windows]
+            return torch.stack(drawn).to(device)
+
+        start = noise()
+        of_given = noise() if self.guidance != 1.0 else None
+
+        def denoise(x: Tensor, t: float) -> Prediction:
+            time = torch.full((len(windows),), t, device=device)
+            scaled = time * self.diffusion.schedule.timesteps
+            x_in = torch.lerp(clean, x, hidden)
+            self.evaluations += 1
+            if of_given is None:
+                output = network(x_in, scaled, known, position)
+            else:
+                noised = self.diffusion.noised(clean, time, of_given)
+                both = torch.cat([x_in, torch.lerp(noised, x, hidden)])
+                marks = torch.cat([known, torch.zeros_like(known)])
+                output = network(both, scaled.repeat(2), marks, position.repeat(2))
+                output = self._guided(*output.chunk(2))
+            return self.diffusion.predicted(output.float(), x, time)
+
+        x0 = sample(self.diffusion, denoise, start, self.grid, self.solver, noise)
+        return self.code.decode(x0).cpu().numpy()
+
+    def _guided(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """Extrapolate the prediction; a learned variance is the conditional one's."""
+        guided = torch.lerp(unconditional, conditional, self.guidance)
+        if not self.diffusion.learn_variance:
+            return guided
+        half = conditional.shape[1] // 2
+        return torch.cat([guided[:, :half], conditional[:, half:]], dim=1)
+
+    def _reasons(self, label: np.ndarray) -> list[str]:
+        shape = label_shape(label, self.cohort.num_labels, self.cohort.spacing, self.axis)
+        return implausible(shape, self.reference, names=self.cohort.labels[1:])
+
+
+def _insert(volume: Growth, window: Window, label: np.ndarray) -> None:
+    """Put the new slices of a denoised window into its volume."""
+    new = ~window.known
+    slices = np.flatnonzero(new) + window.first
+    volume.label[slices] = label[new]
+    if window.known.any():
+        forward = slices[0] >= volume.high
+        # the transition between what was there and what is new
+        volume.seams.append(int(slices[0] if forward else slices[-1] + 1))
+    volume.low, volume.high = min(volume.low, int(slices[0])), max(volume.high, int(slices[-1]) + 1)

@@ -1,0 +1,123 @@
+"""Generated label volumes as a folder of label maps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medpair.data.cohort import Cohort
+from medpair.data.files import Volume, write_volume
+from medpair.data.sampling import numpy_generator
+from medpair.data.slices import frame_box, unframed
+from medpair.inferers.folder import SyntheticFolder, centred_affine, file_sha256
+from medpair.inferers.label_volume import LabelVolumeInferer
+
+logger = logging.getLogger(__name__)
+
+# Fixes the meaning of (seed, index): which size a volume has
+SIZE_STREAM = 1
+
+
+class LabelVolumeWriter:
+    """Write generated label volumes as a folder of label maps.
+
+    Args:
+        output_dir: the folder.
+        card: what lies beside the weights.
+        weights: path of the checkpoint; its SHA-256 goes into the sidecars.
+        inferer: knows how each volume was made.
+        num_samples: how many.
+        seed: of the cohort to be made.
+        start_index: index of the first sample.
+        split: list of ``dataset.json`` that the label maps go into.
+
+    Raises:
+        DataError: if the folder holds label maps made otherwise.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        card: dict[str, Any],
+        weights: str | Path,
+        inferer: LabelVolumeInferer,
+        num_samples: int,
+        seed: int = 0,
+        start_index: int = 0,
+        split: str = "training",
+    ) -> None:
+        self.cohort = Cohort.from_json(card["cohort"])
+        self.inferer = inferer
+        self.seed = seed
+        self.wanted = range(start_index, start_index + num_samples)
+        origin = {
+            "generator": "medgen3d_mcdpm",
+            "weights": Path(weights).name,
+            "weights_sha256": file_sha256(weights),
+            "seed": seed,
+            **inferer.origin(),
+        }
+        self.folder = SyntheticFolder(
+            output_dir, self.cohort, origin, split, "synthetic_labels", images=False
+        )
+
+    def missing(self) -> list[int]:
+        """Return the wanted indices whose label map is not there yet."""
+        return [index for index in self.wanted if not self.folder.has(index)]
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Write the label map of ``data``: ``pred`` (1, W, H, D) and its ``index``."""
+        index = int(data["index"])
+        if index in self.wanted and not self.folder.has(index):
+            self._write(index, torch.as_tensor(data["pred"])[0].cpu().numpy())
+        return data
+
+    def complete(self) -> Path:
+        """Write ``dataset.json``; say how many volumes were implausible."""
+        records = [r for i, r in self.inferer.records.items() if i in self.wanted]
+        tries = sum(len(r["rejected"]) for r in records)
+        if tries:
+            logger.info(
+                "%d label volumes: %d implausible ones came up, %d were kept",
+                len(records),
+                tries,
+                sum(not r["plausible"] for r in records),
+            )
+        return self.folder.complete()
+
+    def _write(self, index: int, framed: np.ndarray) -> None:
+        size = self._size(index, framed)
+        label = np.ascontiguousarray(unframed(framed, size))
+        record = dict(self.inferer.records[index])
+        # seams as slices of the file
+        axis = self.inferer.axis
+        offset = (framed.shape[axis] - size[axis]) // 2
+        record["seams"] = [s - offset for s in record["seams"] if 0 < s - offset < size[axis]]
+        affine = centred_affine(self.cohort.spacing, size)
+        path = self.folder.root / self.folder.paths(index)["label"]
+        write_volume(path, Volume(label, affine))
+        self.folder.finish_case(index, size=list(size), axis=axis, **record)
+
+    def _size(self, index: int, framed: np.ndarray) -> tuple[int, int, int]:
+        """Draw the volume's size from the cohort's: one that cuts nothing of the label off."""
+        sizes = sorted({self._fitted(size, framed.shape) for size in self.cohort.sizes})
+        order = numpy_generator(self.seed, index, SIZE_STREAM).permutation(len(sizes))
+        for choice in order:
+            size = sizes[int(choice)]
+            if not framed[frame_box(size, framed.shape) == 0].any():
+                return size
+        w, h, d = framed.shape
+        return w, h, d
+
+    def _fitted(self, size: Sequence[int], frame: Sequence[int]) -> tuple[int, int, int]:
+        """Return a size of the cohort within the frame, of the height that was asked for."""
+        fitted = [min(a, b) for a, b in zip(size, frame, strict=True)]
+        if self.inferer.height is not None:
+            fitted[self.inferer.axis] = self.inferer.height
+        w, h, d = fitted
+        return w, h, d

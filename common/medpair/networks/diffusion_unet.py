@@ -1,0 +1,252 @@
+"""The 2D U-Net of both diffusion stages, plain or steered by a label map.
+
+Residual blocks as in guided diffusion (Dhariwal & Nichol 2021): the time scales and shifts the
+second normalisation (FiLM), resampling happens inside blocks, attention at the coarse levels.
+
+Plain, it is MC-DPM's denoiser. With ``label_channels`` it is the semantic diffusion network (SDM):
+the noisy image alone enters the encoder, and the label map acts through SPADE in the middle and in
+every decoder block, the upsampling ones included. ``modulations`` computes what the label map
+contributes; given back to ``forward``, it need not be computed again at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from medpair.networks.spade import SPADE, Modulation
+
+# Relative positions (0..1) are embedded like times, on this scale
+POSITION_SCALE = 1000.0
+Resample = Literal["none", "down", "up"]
+
+
+def embedding(values: Tensor, channels: int) -> Tensor:
+    """Return (B, channels) sines and cosines of (B,) numbers, wavelengths 2 pi to 20000 pi."""
+    half = channels // 2
+    rates = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=values.device))
+    angles = values.float()[:, None] * rates[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def groups_for(channels: int, most: int = 32) -> int:
+    """Return the largest number of groups up to ``most`` with four channels each or more."""
+    return max(g for g in range(1, most + 1) if channels % g == 0 and channels // g >= 4)
+
+
+def zeroed(convolution: nn.Conv2d) -> None:
+    """Set the weights and biases of a convolution to zero, in place."""
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions; FiLM by time in the second; SPADE where there are ``label_channels``."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        resample: Resample = "none",
+        label_channels: int = 0,
+        hidden: int = 64,
+        scale: int = 1,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+
+        def norm(channels: int, level: int) -> nn.Module:
+            group = nn.GroupNorm(groups_for(channels), channels, affine=not label_channels)
+            return (
+                SPADE(channels, label_channels, hidden, group, level) if label_channels else group
+            )
+
+        self.norm1 = norm(in_channels, scale * 2 if resample == "up" else scale)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.film = nn.Linear(emb_channels, 2 * out_channels)
+        self.norm2 = norm(out_channels, scale)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        # a block begins as the identity
+        zeroed(self.conv2)
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor, modulations: Iterator[Modulation] | None) -> Tensor:
+        """Return (B, out_channels, H, W), half or twice the size where the block resamples."""
+        h = F.silu(_normalised(self.norm1, x, modulations))
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h, x = (F.interpolate(y, scale_factor=2, mode="nearest") for y in (h, x))
+        h = self.conv1(h)
+        scale, shift = self.film(F.silu(emb))[..., None, None].chunk(2, dim=1)
+        h = _normalised(self.norm2, h, modulations) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(h))
+
+
+def _normalised(norm: nn.Module, x: Tensor, modulations: Iterator[Modulation] | None) -> Tensor:
+    if isinstance(norm, SPADE):
+        assert modulations is not None
+        return norm(x, next(modulations))
+    return norm(x)
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels of a feature map (B, C, H, W)."""
+
+    def __init__(self, channels: int, head_channels: int = 32) -> None:
+        super().__init__()
+        most = max(1, channels // head_channels)
+        self.heads = max(h for h in range(1, most + 1) if channels % h == 0)
+        self.norm = nn.GroupNorm(groups_for(channels), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        zeroed(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W)."""
+        shape = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(shape[0], 3, self.heads, -1, shape[2] * shape[3])
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(shape)
+        return x + self.out(h)
+
+
+class DiffusionUNet(nn.Module):
+    """A denoiser of 2D maps.
+
+    Args:
+        in_channels: of the noisy input.
+        out_channels: of the prediction.
+        channels: width of each level; each is half the size of the one before.
+        num_res_blocks: blocks per level.
+        attention_levels: which levels have attention.
+        label_channels: of the label map that steers the network; 0 for none.
+        hidden: SPADE's inner width.
+        positions: whether a position in 0..1 is given.
+        num_views: how many views there are to tell apart; 0 for one only.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (64, 128, 192),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[bool] = (False, False, True),
+        label_channels: int = 0,
+        hidden: int = 64,
+        positions: bool = False,
+        num_views: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(attention_levels) != len(channels):
+            raise ValueError(
+                f"attention_levels: expected {len(channels)} entries, one per level, "
+                f"found {len(attention_levels)}"
+            )
+        self.factor = 2 ** (len(channels) - 1)
+        self.base = channels[0]
+        width = 4 * channels[0]
+        self.time = nn.Sequential(nn.Linear(self.base, width), nn.SiLU(), nn.Linear(width, width))
+        self.position = (
+            nn.Sequential(nn.Linear(self.base, width), nn.SiLU(), nn.Linear(width, width))
+            if positions
+            else None
+        )
+        self.view = nn.Embedding(num_views, width) if num_views else None
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+
+        def attention(level: int) -> nn.Module:
+            return Attention(channels[level]) if attention_levels[level] else nn.Identity()
+
+        current, skips = channels[0], [channels[0]]
+        self.down = nn.ModuleList()
+        for level, out in enumerate(channels):
+            for _ in range(num_res_blocks):
+                self.down.append(
+                    nn.ModuleList([ResidualBlock(current, out, width), attention(level)])
+                )
+                current = out
+                skips.append(current)
+            if level < len(channels) - 1:
+                shrink = ResidualBlock(current, current, width, "down")
+                self.down.append(nn.ModuleList([shrink, nn.Identity()]))
+                skips.append(current)
+
+        def steered(
+            in_c: int, out_c: int, level: int, resample: Resample = "none"
+        ) -> ResidualBlock:
+            return ResidualBlock(in_c, out_c, width, resample, label_channels, hidden, 2**level)
+
+        coarsest = len(channels) - 1
+        self.middle = nn.ModuleList(
+            [
+                steered(current, current, coarsest),
+                Attention(current) if any(attention_levels) else nn.Identity(),
+                steered(current, current, coarsest),
+            ]
+        )
+        self.up = nn.ModuleList()
+        for level, out in reversed(list(enumerate(channels))):
+            for _ in range(num_res_blocks + 1):
+                block = steered(current + skips.pop(), out, level)
+                self.up.append(nn.ModuleList([block, attention(level)]))
+                current = out
+            if level:
+                grow = steered(current, current, level - 1, "up")
+                self.up.append(nn.ModuleList([grow, nn.Identity()]))
+        self.norm_out = nn.GroupNorm(groups_for(current), current)
+        self.conv_out = nn.Conv2d(current, out_channels, 3, padding=1)
+        zeroed(self.conv_out)
+
+    def modulations(self, label: Tensor) -> list[Modulation]:
+        """Return what the label map (B, label_channels, H, W) contributes to every SPADE layer."""
+        layers = [*self.middle.modules(), *self.up.modules()]
+        return [layer.modulation(label) for layer in layers if isinstance(layer, SPADE)]
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        modulations: Sequence[Modulation] = (),
+        position: Tensor | None = None,
+        view: Tensor | None = None,
+    ) -> Tensor:
+        """Return the prediction.
+
+        Args:
+            x: (B, in_channels, H, W); sizes are multiples of ``factor``.
+            time: (B,) t * timesteps.
+            modulations: of the label map, where the network is steered by one.
+            position: (B,) in 0..1.
+            view: (B,) index of the view.
+
+        Returns:
+            (B, out_channels, H, W).
+        """
+        emb = self.time(embedding(time, self.base))
+        if self.position is not None and position is not None:
+            emb = emb + self.position(embedding(position * POSITION_SCALE, self.base))
+        if self.view is not None and view is not None:
+            emb = emb + self.view(view)
+        h = self.conv_in(x)
+        kept = [h]
+        for pair in self.down:
+            block, attention = pair.children()
+            h = attention(block(h, emb, None))
+            kept.append(h)
+        steering = iter(modulations)
+        first, attention, second = self.middle
+        h = second(attention(first(h, emb, steering)), emb, steering)
+        for pair in self.up:
+            block, attention = pair.children()
+            wide = h if block.resample == "up" else torch.cat([h, kept.pop()], dim=1)
+            h = attention(block(wide, emb, steering))
+        return self.conv_out(F.silu(self.norm_out(h)))

@@ -1,0 +1,104 @@
+"""The multi-condition diffusion model's denoiser of label sequences (Han et al. 2023, MC-DPM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medpair.networks.diffusion_unet import DiffusionUNet, embedding
+
+
+class MaskSequenceDenoiser(nn.Module):
+    """Denoise a window of m label slices at once, some of which may be given clean.
+
+    The slices of a window are the channels of a 2D U-Net: every convolution, from the first to the
+    last, sees all m slices, so that mixing across slices costs nothing beyond mixing within them.
+    A space-time network would compute m feature maps where this computes one. What it gives up,
+    the same weights for every slice, matters little: a slice's place in the window is fixed, and
+    labels change slowly from slice to slice.
+
+    Each slice comes with an indicator plane, 1 where it is given clean and 0 where it is to be
+    generated; the window's position in the volume is embedded like the time.
+
+    Args:
+        window: m, slices per window.
+        code_channels: channels of the label code per slice.
+        output_factor: predicted channels per code channel: 2 with learned variance.
+        channels: width of each level of the U-Net.
+        num_res_blocks: blocks per level.
+        attention_levels: which levels have attention.
+        patch: the U-Net works on squares of so many pixels a side, whose pixels are channels too:
+            2 saves a third of the time at equal widths.
+    """
+
+    def __init__(
+        self,
+        window: int,
+        code_channels: int,
+        output_factor: int = 1,
+        channels: Sequence[int] = (64, 128, 192),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[bool] = (False, False, True),
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {
+            "window": window,
+            "code_channels": code_channels,
+            "output_factor": output_factor,
+            "channels": list(channels),
+            "num_res_blocks": num_res_blocks,
+            "attention_levels": list(attention_levels),
+            "patch": patch,
+        }
+        self.patch = patch
+        self.window = window
+        self.output_channels = code_channels * output_factor
+        self.unet = DiffusionUNet(
+            in_channels=window * (code_channels + 1) * patch**2,
+            out_channels=window * self.output_channels * patch**2,
+            channels=channels,
+            num_res_blocks=num_res_blocks,
+            attention_levels=attention_levels,
+            positions=True,
+        )
+        # what the noisy input contributes to each predicted channel directly, by time: noise in
+        # many channels does not fit through the U-Net's width, and need not
+        self.direct = nn.Sequential(
+            nn.SiLU(), nn.Linear(4 * self.unet.base, window * code_channels)
+        )
+        for parameter in self.direct.parameters():
+            nn.init.zeros_(parameter)
+
+    @property
+    def factor(self) -> int:
+        """In-plane sizes must be multiples of this."""
+        return self.unet.factor * self.patch
+
+    def forward(self, x: Tensor, time: Tensor, known: Tensor, position: Tensor) -> Tensor:
+        """Return the prediction for every slice.
+
+        Args:
+            x: (B, C, m, H, W) codes: clean where known, noisy elsewhere.
+            time: (B,) t * timesteps.
+            known: (B, m) 1 for slices given clean.
+            position: (B,) first slice of the window relative to the volume's height.
+
+        Returns:
+            (B, C * output_factor, m, H, W).
+        """
+        b, _, m, h, w = x.shape
+        planes = known.to(x)[:, :, None, None].expand(b, m, h, w)
+        packed = functional.pixel_unshuffle(torch.cat([x.flatten(1, 2), planes], dim=1), self.patch)
+        out = functional.pixel_shuffle(self.unet(packed, time, position=position), self.patch)
+        out = out.view(b, self.output_channels, m, h, w)
+        emb = self.unet.time(embedding(time, self.unet.base))
+        direct = self.direct(emb).view(b, -1, m, 1, 1) * x
+        if self.output_channels == x.shape[1]:
+            return out + direct
+        mean, variance = out.chunk(2, dim=1)
+        return torch.cat([mean + direct, variance], dim=1)

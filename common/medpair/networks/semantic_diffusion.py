@@ -1,0 +1,103 @@
+"""The semantic diffusion refiner of three views (Han et al. 2023; semantic diffusion model)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from medpair.networks.diffusion_unet import DiffusionUNet
+from medpair.networks.spade import Modulation
+
+VIEWS = ("axial", "coronal", "sagittal")
+
+
+class SemanticDenoiser(nn.Module):
+    """Denoise slices of any view under their label maps.
+
+    Args:
+        num_classes: of the label maps, background included.
+        output_factor: 2 with learned variance.
+        views: ``separate`` has one network for each view, as the paper; ``shared`` one network
+            that is told its view, a third of the weights and three times the training slices.
+        channels: width of each level.
+        num_res_blocks: blocks per level.
+        attention_levels: which levels have attention.
+        hidden: SPADE's inner width (128 in SDM).
+
+    Raises:
+        ValueError: on another ``views``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        output_factor: int = 1,
+        views: Literal["separate", "shared"] = "shared",
+        channels: Sequence[int] = (64, 128, 192),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[bool] = (False, False, True),
+        hidden: int = 64,
+    ) -> None:
+        super().__init__()
+        if views not in ("separate", "shared"):
+            raise ValueError(f"views: expected separate or shared, found {views!r}")
+        self.settings: dict[str, Any] = {
+            "num_classes": num_classes,
+            "output_factor": output_factor,
+            "views": views,
+            "channels": list(channels),
+            "num_res_blocks": num_res_blocks,
+            "attention_levels": list(attention_levels),
+            "hidden": hidden,
+        }
+        self.num_classes = num_classes
+        shared = views == "shared"
+        self.networks = nn.ModuleDict(
+            {
+                name: DiffusionUNet(
+                    in_channels=1,
+                    out_channels=output_factor,
+                    channels=channels,
+                    num_res_blocks=num_res_blocks,
+                    attention_levels=attention_levels,
+                    label_channels=num_classes,
+                    hidden=hidden,
+                    num_views=len(VIEWS) if shared else 0,
+                )
+                for name in (("shared",) if shared else VIEWS)
+            }
+        )
+
+    @property
+    def factor(self) -> int:
+        """Sizes of slices must be multiples of this."""
+        return self.network_of("axial").factor
+
+    def network_of(self, view: str) -> DiffusionUNet:
+        """Return the network that denoises a view."""
+        name = "shared" if "shared" in self.networks else view
+        network = self.networks[name]
+        assert isinstance(network, DiffusionUNet)
+        return network
+
+    def one_hot(self, label: Tensor) -> Tensor:
+        """(B, H, W) class indices -> (B, num_classes, H, W)."""
+        classes = torch.arange(self.num_classes, device=label.device)[:, None, None]
+        return (label[:, None] == classes.to(label.dtype)).float()
+
+    def modulations(self, one_hot: Tensor, view: str) -> list[Modulation]:
+        """Return what label maps contribute to each SPADE layer: the same at every step.
+
+        An all-zero ``one_hot`` stands for no label map (guidance).
+        """
+        return self.network_of(view).modulations(one_hot)
+
+    def forward(
+        self, x: Tensor, time: Tensor, modulations: Sequence[Modulation], view: str
+    ) -> Tensor:
+        """Return the prediction (B, output_factor, H, W) for slices (B, 1, H, W) of a view."""
+        number = torch.full((len(x),), VIEWS.index(view), device=x.device)
+        return self.network_of(view)(x, time, modulations, view=number)

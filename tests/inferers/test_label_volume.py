@@ -1,0 +1,515 @@
+"""MC-DPM's autoregression: windows that meet, lock-step, and samples that know only themselves.
+
+Most tests replace the network by an oracle that knows which label every slice of the frame shall
+have, and answers as a perfect denoiser would: what comes out is then known voxel by voxel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medpair.data.cohort import Cohort, LabelledVolume
+from medpair.data.files import DataError, read_json, read_volume, save_torch
+from medpair.data.label_codes import LabelCode
+from medpair.diffusion.process import Diffusion
+from medpair.engines.checkpoint import plain
+from medpair.inferers.label_volume import (
+    LabelVolumeInferer,
+    LabelVolumeWriter,
+    denoiser_from_card,
+    reference_of,
+)
+
+FRAME = (8, 8, 32)
+CLASSES = 3
+WINDOW, OVERLAP = 8, 4
+NETWORK = {"channels": [8, 16], "num_res_blocks": 1, "attention_levels": [False, True]}
+
+
+def card(
+    frame: tuple[int, ...] = FRAME,
+    axis: int = 2,
+    encoding: str = "bits",
+    diffusion: dict[str, Any] | None = None,
+    sizes: tuple[tuple[int, int, int], ...] = (FRAME,),
+    classes: int = CLASSES,
+) -> dict[str, Any]:
+    """Return the card of a model trained on one volume, half class 1 and half class 2."""
+    cohort = Cohort(
+        name="cohort",
+        labels=tuple(f"class_{k}" for k in range(classes)),
+        spacing=(1.0, 1.0, 2.0),
+        sizes=sizes,
+        intensity=(0.0, 1000.0),
+    )
+    label = np.zeros(frame, np.uint8)
+    label[2:6, 2:4], label[2:6, 4:6] = 1, 2
+    volume = LabelledVolume(np.zeros(frame, np.float32), label)
+    kind = Diffusion(**(diffusion or {"timesteps": 100}))
+    code = LabelCode(classes, encoding)  # type: ignore[arg-type]
+    return plain(
+        {
+            "cohort": cohort.to_json(),
+            "diffusion": kind.settings,
+            "code": code.settings,
+            "sequence": {"axis": axis, "frame": frame, "window": WINDOW, "overlap": OVERLAP},
+            "label_reference": reference_of([volume], cohort, frame, axis),
+            "network": {
+                "window": WINDOW,
+                "code_channels": code.channels,
+                "output_factor": kind.output_factor,
+                **NETWORK,
+            },
+        }
+    )
+
+
+class Oracle(nn.Module):
+    """Answer so that x_0 is the label that each slice of the frame shall have."""
+
+    def __init__(self, inferer: LabelVolumeInferer, truth: np.ndarray) -> None:
+        super().__init__()
+        self.diffusion, self.code = inferer.diffusion, inferer.code
+        self.truth = torch.from_numpy(np.moveaxis(truth, inferer.axis, 0).astype(np.int64))
+        self.calls: list[dict[str, Tensor]] = []
+
+    def forward(self, x: Tensor, time: Tensor, known: Tensor, position: Tensor) -> Tensor:
+        first = (position * len(self.truth)).round().long()
+        rows = first[:, None] + torch.arange(x.shape[2])
+        self.calls.append(
+            {"x": x.clone(), "time": time, "known": known.bool(), "rows": rows, "first": first}
+        )
+        x0 = self.code.encode(self.truth[rows])
+        t = time / self.diffusion.schedule.timesteps
+        alpha, sigma = self.diffusion.levels(t, x)
+        output = {
+            "epsilon": (x - alpha * x0) / sigma,
+            "v": (alpha * x - x0) / sigma,
+            "x0": x0,
+            "flow": (x - x0) / sigma,
+        }[self.diffusion.objective]
+        if self.diffusion.learn_variance:
+            output = torch.cat([output, torch.zeros_like(output)], dim=1)
+        return output
+
+    def rounds(self, steps: int) -> list[dict[str, Tensor]]:
+        """Return the first evaluation of every round."""
+        return self.calls[::steps]
+
+
+def stripes(frame: tuple[int, ...] = FRAME, classes: int = CLASSES) -> np.ndarray:
+    """Labels of which no two neighbours along any axis are equal."""
+    x, y, z = np.indices(frame)
+    return ((x + y + z) % classes).astype(np.uint8)
+
+
+def untrained(content: dict[str, Any], seed: int = 0) -> nn.Module:
+    """Return a network with random weights everywhere, outputs included."""
+    network = denoiser_from_card(content)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            fan = max(1, parameter[0].numel())
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+    return network.eval()
+
+
+def generate(inferer: LabelVolumeInferer, network: nn.Module, *indices: int) -> np.ndarray:
+    out = inferer(torch.tensor(indices)[:, None], network)
+    assert out.shape[:2] == (len(indices), 1)
+    return out[:, 0].numpy()
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "solver", "steps"),
+    [
+        ({"objective": "epsilon", "schedule": "linear"}, None, None),
+        ({"objective": "epsilon", "schedule": "linear"}, "ddim", 5),
+        ({"objective": "epsilon", "schedule": "linear"}, "ancestral", 5),
+        (
+            {"objective": "epsilon", "schedule": "linear", "learn_variance": True},
+            "ancestral",
+            5,
+        ),
+        (
+            {"objective": "epsilon", "schedule": "cosine", "learn_variance": True},
+            "dpm_solver_pp",
+            3,
+        ),
+        ({"objective": "v", "schedule": "cosine"}, None, 4),
+        ({"objective": "flow", "schedule": "flow"}, None, 4),
+        ({"objective": "flow", "schedule": "flow"}, "dpm_solver_pp", 4),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["grey", "one_hot", "bits"])
+def test_a_perfect_denoiser_gives_its_volume_back(
+    diffusion: dict[str, Any], solver: Any, steps: int | None, encoding: str
+) -> None:
+    content = card(encoding=encoding, diffusion={"timesteps": 20, **diffusion})
+    inferer = LabelVolumeInferer(content, solver=solver, steps=steps)
+    truth = stripes()
+    found = generate(inferer, Oracle(inferer, truth), 0, 1)
+    np.testing.assert_array_equal(found[0], truth)
+    np.testing.assert_array_equal(found[1], truth)
+    assert inferer.solver == (
+        solver or ("flow" if diffusion["objective"] == "flow" else "dpm_solver_pp")
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("height", [8, 9, 13, 30])
+def test_all_slices_of_any_axis_and_height_are_generated(axis: int, height: int) -> None:
+    frame = [8, 8, 8]
+    frame[axis] = height
+    content = card(frame=tuple(frame), axis=axis, sizes=((8, 8, 8),))
+    inferer = LabelVolumeInferer(content, steps=2)
+    truth = stripes(tuple(frame))
+    for found in generate(inferer, Oracle(inferer, truth), *range(6)):
+        np.testing.assert_array_equal(found, truth)
+
+
+def test_windows_are_given_what_is_there_and_nothing_else() -> None:
+    inferer = LabelVolumeInferer(card(), steps=2)
+    truth = stripes()
+    oracle = Oracle(inferer, truth)
+    generate(inferer, oracle, 3)
+    done = np.zeros(FRAME[2], bool)
+    for number, call in enumerate(oracle.rounds(2)):
+        assert (~call["known"].any(dim=1)).all() == (number == 0)
+        clean = inferer.code.encode(oracle.truth[call["rows"]])
+        hidden = ~call["known"][:, None, :, None, None].expand_as(clean)
+        # given slices come clean, the others as noise
+        assert torch.equal(call["x"][~hidden], clean[~hidden])
+        assert call["x"][hidden].std() > 0.8
+        before = done.copy()
+        for known, rows in zip(call["known"].numpy(), call["rows"].numpy(), strict=True):
+            assert rows[0] >= 0
+            assert rows[-1] < FRAME[2]
+            np.testing.assert_array_equal(before[rows], known)
+            assert number == 0 or known.sum() >= OVERLAP
+            # what is new has not been generated by another window
+            assert not done[rows[~known]].any()
+            done[rows] = True
+    assert done.all()
+
+
+def test_lock_step_takes_half_as_many_rounds_as_windows() -> None:
+    frame = (8, 8, 68)
+    inferer = LabelVolumeInferer(card(frame=frame, sizes=(frame,)), steps=2)
+    shares = []
+    for index in range(12):
+        oracle = Oracle(inferer, stripes(frame))
+        inferer.evaluations = 0
+        generate(inferer, oracle, index)
+        rounds = oracle.rounds(2)
+        assert inferer.evaluations == len(oracle.calls) == 2 * len(rounds)
+        first = int(rounds[0]["first"][0])
+        backward = -(-first // (WINDOW - OVERLAP))
+        forward = -(-(frame[2] - first - WINDOW) // (WINDOW - OVERLAP))
+        windows = sum(len(call["first"]) for call in rounds)
+        assert windows == 1 + backward + forward
+        assert len(rounds) == 1 + max(backward, forward)
+        if 20 <= first <= 40:
+            shares.append(len(rounds) / windows)
+    assert shares
+    assert max(shares) < 0.72
+    assert min(shares) < 0.6
+
+
+def test_rounds_of_a_batch_are_those_of_its_longest() -> None:
+    inferer = LabelVolumeInferer(card(), steps=2)
+    alone = []
+    for index in range(4):
+        inferer.evaluations = 0
+        generate(inferer, Oracle(inferer, stripes()), index)
+        alone.append(inferer.evaluations)
+    inferer.evaluations = 0
+    generate(inferer, Oracle(inferer, stripes()), *range(4))
+    assert inferer.evaluations == max(alone)
+
+
+def test_seams_are_where_windows_meet() -> None:
+    inferer = LabelVolumeInferer(card(), steps=2)
+    seen = set()
+    for index in range(8):
+        oracle = Oracle(inferer, stripes())
+        generate(inferer, oracle, index)
+        expected = set()
+        for call in oracle.rounds(2)[1:]:
+            for known, rows in zip(call["known"].numpy(), call["rows"].numpy(), strict=True):
+                (change,) = np.flatnonzero(known[1:] != known[:-1])
+                expected.add(int(rows[change + 1]))
+        assert inferer.records[index]["seams"] == sorted(expected)
+        seen.add(tuple(sorted(expected)))
+    assert len(seen) > 3
+
+
+def test_several_volumes_at_once_are_each_alone() -> None:
+    content = card()
+    network = untrained(content)
+    for options in ({}, {"solver": "ancestral", "steps": 4}, {"guidance": 1.5}):
+        inferer = LabelVolumeInferer(content, seed=2, **{"steps": 4, **options})  # type: ignore[arg-type]
+        together = generate(inferer, network, 0, 1, 2, 5)
+        alone = np.concatenate([generate(inferer, network, i) for i in (0, 1, 2, 5)])
+        assert (together != alone).mean() < 1e-4
+        backwards = generate(inferer, network, 5, 2, 1, 0)[::-1]
+        assert (together != backwards).mean() < 1e-4
+        assert len({volume.tobytes() for volume in together}) == 4
+        other = LabelVolumeInferer(content, seed=3, **{"steps": 4, **options})  # type: ignore[arg-type]
+        assert (generate(other, network, 0)[0] != together[0]).mean() > 0.1
+
+
+@pytest.mark.parametrize("encoding", ["grey", "one_hot", "bits"])
+def test_only_classes_of_the_label_set_appear(encoding: str) -> None:
+    content = card(encoding=encoding, classes=5)
+    volume = generate(LabelVolumeInferer(content, steps=3), untrained(content), 0)
+    assert volume.dtype == np.uint8
+    assert set(np.unique(volume)) <= set(range(5))
+    # an untrained network's noise has all of them
+    assert len(np.unique(volume)) == 5
+
+
+class Shares(nn.Module):
+    """Predict x_0 = (share of slices marked as given) x scale, and remember what was asked."""
+
+    def __init__(self, diffusion: Diffusion, scale: float) -> None:
+        super().__init__()
+        self.diffusion, self.scale = diffusion, scale
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, time: Tensor, known: Tensor, position: Tensor) -> Tensor:
+        self.calls.append((x, known))
+        value = self.scale * known.mean(dim=1) - 0.3
+        return value[:, None, None, None, None].expand(x.shape)
+
+
+def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
+    content = card(encoding="grey", classes=5, diffusion={"objective": "x0", "timesteps": 20})
+    for weight in (0.0, 1.0, 2.0):
+        inferer = LabelVolumeInferer(content, steps=2, guidance=weight)
+        network = Shares(inferer.diffusion, 1.0)
+        volume = generate(inferer, network, 3)[0]
+        starts = inferer.records[3]["seams"]
+        # a window with four of eight slices given: -0.3 + w (0.5 - 0.3 + 0.3)
+        expected = inferer.code.decode(torch.tensor([[-0.3 + weight * 0.5]])).item()
+        nothing = inferer.code.decode(torch.tensor([[-0.3]])).item()
+        assert np.unique(volume[:, :, starts[0] : starts[-1]]).size <= 2
+        regular = [s for s in starts if WINDOW - OVERLAP <= s <= FRAME[2] - (WINDOW - OVERLAP)]
+        forward = [s for s in regular if s > starts[len(starts) // 2]]
+        for start in forward[1:]:
+            assert np.unique(volume[:, :, start]).tolist() == [expected]
+        assert nothing in np.unique(volume)
+        doubled = [len(known) for _, known in network.calls]
+        marked = [known.any(dim=1) for _, known in network.calls]
+        if weight == 1.0:
+            assert doubled[0] == 1
+            assert all(m.all() for m in marked[2:])
+            continue
+        # the second half of a batch is the unconditional branch: nothing given, nothing marked
+        assert doubled[0] == 2
+        for (x, known), any_known in zip(network.calls[2:], marked[2:], strict=True):
+            half = len(x) // 2
+            assert any_known[:half].all()
+            assert not any_known[half:].any()
+            given = known[:half].bool()
+            clean, noised = (part.movedim(2, 1) for part in x.split(half))
+            assert torch.equal(clean[~given], noised[~given])
+            assert not torch.equal(clean[given], noised[given])
+
+
+def test_guidance_of_one_is_no_guidance() -> None:
+    content = card(diffusion={"timesteps": 20, "learn_variance": True})
+    inferer = LabelVolumeInferer(content, guidance=1.0)
+    conditional, unconditional = torch.randn(2, 3, 4, 8, 2, 2).unbind(0)
+    assert torch.equal(inferer._guided(conditional, unconditional), conditional)
+    # any weight changes the mean alone: the variance is the conditional one's
+    inferer.guidance = 2.0
+    guided = inferer._guided(conditional, unconditional)
+    torch.testing.assert_close(guided[:, :2], 2 * conditional[:, :2] - unconditional[:, :2])
+    assert torch.equal(guided[:, 2:], conditional[:, 2:])
+    # where nothing is given there is nothing to guide: one window that is the whole volume
+    frame = (8, 8, WINDOW)
+    content = card(frame=frame, sizes=(frame,))
+    network = untrained(content)
+    volumes = [
+        generate(LabelVolumeInferer(content, steps=4, guidance=weight), network, 0, 1)
+        for weight in (1.0, 3.0)
+    ]
+    assert (volumes[0] != volumes[1]).mean() < 1e-3
+
+
+def test_height_is_what_was_asked_for(tmp_path: Any) -> None:
+    content = card(sizes=((8, 8, 32), (8, 7, 20)))
+    save_torch(tmp_path / "model.pt", {})
+    for height in (WINDOW, 21, 48):
+        inferer = LabelVolumeInferer(content, steps=2, height=height)
+        truth = np.zeros((8, 8, height), np.uint8)
+        truth[2:6, 2:6, height // 2 - 3 : height // 2 + 3] = 1
+        volume = generate(inferer, Oracle(inferer, truth), 0)[0]
+        np.testing.assert_array_equal(volume, truth)
+        folder = tmp_path / str(height)
+        writer = LabelVolumeWriter(folder, content, tmp_path / "model.pt", inferer, 1)
+        writer({"index": 0, "pred": torch.from_numpy(volume)[None]})
+        written = read_volume(folder / writer.folder.paths(0)["label"], np.uint8)
+        assert written.array.shape[2] == height
+        assert (written.array == 1).sum() == (truth == 1).sum()
+    with pytest.raises(ValueError, match="height: expected 8 slices or more, found 7"):
+        LabelVolumeInferer(content, height=7)
+
+
+def test_an_untrained_network_uses_up_its_attempts(caplog: pytest.LogCaptureFixture) -> None:
+    content = card()
+    network = untrained(content)
+    inferer = LabelVolumeInferer(content, steps=2, reject=True, attempts=3)
+    volumes = generate(inferer, network, 0, 1)
+    for index in (0, 1):
+        record = inferer.records[index]
+        assert record["attempt"] == 2
+        assert record["plausible"] is False
+        assert len(record["rejected"]) == 3
+        assert all(any("class_" in reason for reason in tried) for tried in record["rejected"])
+        assert f"label volume {index} is implausible" in caplog.text
+    # what is kept is the last attempt, and attempts differ
+    device = torch.device("cpu")
+    tries = [inferer.grow(network, [0, 1], attempt, device) for attempt in range(3)]
+    for number in (0, 1):
+        grown = [np.moveaxis(attempt[number].label, 0, 2) for attempt in tries]
+        assert (volumes[number] != grown[2]).mean() < 1e-4
+        assert (grown[0] != grown[2]).mean() > 0.1
+
+
+def test_without_rejection_there_is_one_attempt_and_a_verdict() -> None:
+    content = card()
+    inferer = LabelVolumeInferer(content, steps=2, attempts=3)
+    generate(inferer, untrained(content), 0)
+    record = inferer.records[0]
+    assert (record["attempt"], record["plausible"], len(record["rejected"])) == (0, False, 1)
+    good = np.zeros(FRAME, np.uint8)
+    good[2:6, 2:4], good[2:6, 4:6] = 1, 2
+    generate(inferer, Oracle(inferer, good), 0)
+    record = inferer.records[0]
+    assert (record["attempt"], record["plausible"], record["rejected"]) == (0, True, [])
+
+
+class Improving(nn.Module):
+    """Bad volumes at first, a good one once ``after`` first windows were asked for."""
+
+    def __init__(self, bad: Oracle, good: Oracle, after: int) -> None:
+        super().__init__()
+        self.bad, self.good, self.left = bad, good, after
+
+    def forward(self, x: Tensor, time: Tensor, known: Tensor, position: Tensor) -> Tensor:
+        if float(time[0]) == self.bad.diffusion.schedule.timesteps and not known.any():
+            self.left -= 1
+        return (self.bad if self.left >= 0 else self.good)(x, time, known, position)
+
+
+def test_a_rejected_volume_is_replaced_by_the_next_attempt() -> None:
+    inferer = LabelVolumeInferer(card(), steps=2, reject=True, attempts=5)
+    good = np.zeros(FRAME, np.uint8)
+    good[2:6, 2:4], good[2:6, 4:6] = 1, 2
+    lost = good.copy()
+    lost[good == 2] = 0
+    network = Improving(Oracle(inferer, lost), Oracle(inferer, good), after=2)
+    np.testing.assert_array_equal(generate(inferer, network, 4)[0], good)
+    record = inferer.records[4]
+    assert (record["attempt"], record["plausible"], len(record["rejected"])) == (2, True, 2)
+    assert all(len(tried) == 1 and tried[0].startswith("class_2") for tried in record["rejected"])
+    # only what was implausible is made anew
+    assert len(network.good.rounds(2)[0]["first"]) == 1
+
+
+def writer_of(folder: Any, content: dict[str, Any], **options: Any) -> LabelVolumeWriter:
+    weights = folder.parent / "model.pt"
+    if not weights.exists():
+        save_torch(weights, {})
+    inferer = LabelVolumeInferer(content, **{"steps": 2, **options})
+    return LabelVolumeWriter(folder, content, weights, inferer, 4)
+
+
+def test_written_files_have_a_size_of_the_cohort_and_seams_of_the_file(tmp_path: Any) -> None:
+    sizes = ((7, 8, 20), (8, 8, 26))
+    content = card(sizes=sizes)
+    writer = writer_of(tmp_path / "out", content)
+    inferer = writer.inferer
+    truth = np.zeros(FRAME, np.uint8)
+    truth[3:6, 3:6, 10:18] = 1
+    oracle = Oracle(inferer, truth)
+    for index, volume in enumerate(generate(inferer, oracle, *range(4))):
+        writer({"index": index, "pred": torch.from_numpy(volume)[None]})
+    assert writer.missing() == []
+    found = set()
+    for index in range(4):
+        written = read_volume(tmp_path / "out" / writer.folder.paths(index)["label"], np.uint8)
+        size = written.array.shape
+        found.add(size)
+        assert written.spacing == (1.0, 1.0, 2.0)
+        assert (written.array == 1).sum() == 3 * 3 * 8
+        record = read_json(writer.folder.sidecar(index))
+        assert (record["size"], record["axis"]) == (list(size), 2)
+        offset = (FRAME[2] - size[2]) // 2
+        seams = {seam + offset for seam in record["seams"]}
+        assert seams == {
+            s for s in inferer.records[index]["seams"] if offset < s < offset + size[2]
+        }
+    assert found <= set(sizes)
+
+
+def test_no_label_is_cut_off(tmp_path: Any) -> None:
+    writer = writer_of(tmp_path / "out", card(sizes=((7, 8, 20),)))
+    truth = np.zeros(FRAME, np.uint8)
+    truth[3:6, 3:6, 1:18] = 1
+    volume = generate(writer.inferer, Oracle(writer.inferer, truth), 0)
+    writer({"index": 0, "pred": torch.from_numpy(volume)})
+    written = read_volume(tmp_path / "out" / writer.folder.paths(0)["label"], np.uint8)
+    np.testing.assert_array_equal(written.array, truth)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"steps": 3}, "steps: 2 there, 3 now"),
+        ({"solver": "ddim"}, "sampler: 'dpm_solver_pp' there, 'ddim' now"),
+        ({"guidance": 2.0}, "guidance: 1.0 there, 2.0 now"),
+        ({"height": 24}, r"frame: \[8, 8, 32\] there, \[8, 8, 24\] now"),
+        ({"reject": True}, "reject: False there, True now"),
+    ],
+)
+def test_a_folder_of_labels_made_otherwise_is_refused(
+    options: dict[str, Any], key: str, tmp_path: Any
+) -> None:
+    content = card()
+    writer = writer_of(tmp_path / "out", content)
+    volume = generate(writer.inferer, Oracle(writer.inferer, stripes()), 0)
+    writer({"index": 0, "pred": torch.from_numpy(volume)})
+    writer_of(tmp_path / "out", content)
+    with pytest.raises(DataError, match=f"expected label maps of the same origin, found {key}"):
+        writer_of(tmp_path / "out", content, **options)
+
+
+def test_other_attempts_are_another_origin_where_volumes_are_rejected(tmp_path: Any) -> None:
+    content = card()
+    writer = writer_of(tmp_path / "out", content, reject=True, attempts=2)
+    volume = generate(writer.inferer, Oracle(writer.inferer, stripes()), 0)
+    writer({"index": 0, "pred": torch.from_numpy(volume)})
+    with pytest.raises(DataError, match="attempts: 2 there, 3 now"):
+        writer_of(tmp_path / "out", content, reject=True, attempts=3)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    content = card()
+    for options, message in [
+        ({"reject": "false"}, "reject: expected True or False, found 'false'"),
+        ({"attempts": 0}, "attempts: expected at least 1, found 0"),
+        ({"steps": 0}, "steps: expected at least 1, found 0"),
+        ({"solver": "euler"}, "found 'euler'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LabelVolumeInferer(content, **options)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"model\.json: sequence"):
+        denoiser_from_card({"generator": {}})

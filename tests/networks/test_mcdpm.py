@@ -1,0 +1,105 @@
+"""MC-DPM's denoiser: slices as channels, marks of what is given, the window's position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.networks.test_diffusion_unet import awake, draw
+from torch import Tensor, nn
+
+from medpair.networks.diffusion_unet import embedding
+from medpair.networks.mcdpm import MaskSequenceDenoiser
+
+SMALL: dict[str, Any] = {
+    "channels": (8, 16),
+    "num_res_blocks": 1,
+    "attention_levels": (False, True),
+}
+
+
+def denoiser(window: int = 4, code: int = 2, factor: int = 1) -> MaskSequenceDenoiser:
+    return awake(MaskSequenceDenoiser(window, code, factor, **SMALL))
+
+
+def inputs(window: int = 4, code: int = 2) -> dict[str, Tensor]:
+    known = torch.zeros(2, window)
+    known[0, :2] = 1
+    return {
+        "x": draw(2, code, window, 8, 12),
+        "time": torch.tensor([10.0, 800.0]),
+        "known": known,
+        "position": torch.tensor([0.0, 0.6]),
+    }
+
+
+@pytest.mark.parametrize(("window", "code", "factor"), [(4, 2, 1), (3, 1, 2), (5, 3, 2)])
+def test_shape_and_settings_rebuild_it(window: int, code: int, factor: int) -> None:
+    network = denoiser(window, code, factor)
+    given = inputs(window, code)
+    out = network(**given)
+    assert out.shape == (2, code * factor, window, 8, 12)
+    assert network.factor == 2
+    twin = MaskSequenceDenoiser(**network.settings)
+    twin.load_state_dict(network.state_dict())
+    torch.testing.assert_close(twin.eval()(**given), out, rtol=0, atol=0)
+
+
+def test_slices_are_channels_of_the_unet_in_the_order_of_code_then_slice() -> None:
+    """What goes in and comes out keeps its place: code channel c of slice k is c * m + k."""
+    network, given = denoiser(factor=2), inputs()
+    flat = [given["x"][:, c, k] for c in range(2) for k in range(4)]
+    planes = [given["known"][:, k, None, None].expand(2, 8, 12) for k in range(4)]
+    x = torch.stack(flat + planes, dim=1)
+    out = network.unet(x, given["time"], position=given["position"])
+    nn.init.zeros_(network.direct[1].weight)
+    nn.init.zeros_(network.direct[1].bias)
+    found = network(**given)
+    for c in range(4):
+        for k in range(4):
+            torch.testing.assert_close(found[:, c, k], out[:, c * 4 + k], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_input_adds_to_its_own_channel_of_the_mean_by_a_weight_of_time(factor: int) -> None:
+    network, given = denoiser(factor=factor), inputs()
+    with_input = network(**given)
+    direct = network.direct(network.unet.time(embedding(given["time"], network.unet.base))).view(
+        2, 2, 4, 1, 1
+    )
+    assert (direct[0] - direct[1]).abs().min() > 1e-3
+    nn.init.zeros_(network.direct[1].weight)
+    nn.init.zeros_(network.direct[1].bias)
+    added = with_input - network(**given)
+    torch.testing.assert_close(added[:, :2], direct * given["x"], rtol=1e-4, atol=1e-5)
+    # the variance has no part in it
+    assert added[:, 2:].abs().sum() == 0
+
+
+def test_a_new_network_predicts_zero() -> None:
+    assert MaskSequenceDenoiser(4, 2, 2, **SMALL)(**inputs()).abs().max() == 0
+
+
+def test_everything_that_is_given_reaches_every_slice() -> None:
+    network, given = denoiser(), inputs()
+    base = network(**given)
+    one_slice = given["x"].clone()
+    one_slice[:, :, 3] += 1
+    marked = given["known"].clone()
+    marked[:, 3] = 1
+    for change in (
+        {"x": one_slice},
+        {"known": marked},
+        {"position": given["position"] + 0.1},
+        {"time": given["time"] + 5},
+    ):
+        other = network(**{**given, **change})
+        assert (other - base).abs().amax(dim=(1, 3, 4)).min() > 1e-3
+
+
+def test_memory_layout_changes_nothing() -> None:
+    network, given = denoiser(), inputs()
+    plain = network(**given)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.testing.assert_close(network(**given), plain, rtol=1e-4, atol=1e-5)
