@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import Volume, write_volume
@@ -88,6 +89,15 @@ def _balls(
         label[distance <= radius] = k
     image = 100.0 * label + rng.normal(200.0, 20.0, tuple(size))
     return np.rint(image).astype(np.int16), label
+
+
+def randomized(network: nn.Module, std: float = 0.15, seed: int = 0) -> nn.Module:
+    """Give every parameter random values, also those that begin as zero; return the network."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+    return network
 
 
 @pytest.fixture(scope="session", name="tiny_dataset")

@@ -9,38 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from medpair.data.check import check_dataset, format_report
-from medpair.data.dataset import SPLITS, load_dataset, write_dataset_json
-from medpair.data.files import DataError, atomic_path, read_json, write_json
-from medpair.data.phantoms.cohort import write_phantom_cohort
+from medpair.data.files import DataError, read_json, write_json
+from medpair.engines.checkpoint import plain
 
 WGAN = "wgan_sn_mp"
 SEGMENTATION = "unet_segmentation"
-
-# The demo's sizes: under ten minutes on two cores, everything included.
-DEMO_SIZE = (48, 48, 32)
-DEMO_SPACING = (1.2, 1.2, 1.4)
-DEMO_COUNT = 80
-DEMO_HELD_OUT = 10
-DEMO_PATCH = [64, 64, 48]
-DEMO_WGAN = {"max_epochs": 20, "iterations_per_epoch": 60, "val_interval": 3, "batch_size": 4}
-DEMO_UNET = {"max_epochs": 16, "iterations_per_epoch": 25, "val_interval": 8, "batch_size": 4}
-DEMO_SYNTHETIC = 80
-# Vessels are few voxels anywhere in volumes of very different brightness. With compact's own
-# settings the Wasserstein estimate stayed near zero for 400 steps; with these, all tried at once,
-# it grew from the start.
-DEMO_VESSELS = {
-    "critic_norm": "instance",
-    "channels_last": False,
-    "label_bias": -1.5,
-    "shift": 0,
-    "gain": 0,
-    "offset": 0,
-}
-# Share of the cases held out for scoring where the user's dataset names none
-HELD_OUT_SHARE = 0.2
+# MedGen3D's stages, in order: bundle, folder of what it makes, which input it adds to the knobs
+LABELS, IMAGES, REFINER = "medgen3d_mcdpm", "medgen3d_vid2vid", "medgen3d_semantic_refiner"
+STAGES = {LABELS: "labels", IMAGES: "images", REFINER: "pairs"}
 
 
 def bundle_command(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> list[str]:
@@ -68,174 +44,88 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any
         raise DataError(f"{bundle.name}: expected the run to end well, found exit code {code}")
 
 
-def run_demo(output: Path, bundles: Path, dataset: Path | None) -> None:
-    """Run the main job from a cohort to scores and a picture, each step once.
-
-    Steps that have left their result are skipped; an interrupted training goes on from its
-    checkpoint.
-    """
-    refuse_other_data(output, dataset)
-    real = demo_cohort(output) if dataset is None else own_cohort(dataset, output)
-    split = next((name for name in ("validation", "test") if load_dataset(real).cases[name]), "")
-    synthetic = output / "synthetic"
-    patch = {"patch_size#largest": DEMO_PATCH}
-    train_step(
-        output / "wgan",
-        bundles / WGAN,
-        ["train", "compact"],
-        DEMO_WGAN | patch | (DEMO_VESSELS if dataset is None else {}) | {"dataset_dir": str(real)},
-    )
-    run_bundle(
-        bundles / WGAN,
-        ["inference"],
-        {
-            "ckpt_path": str(output / "wgan" / "model.pt"),
-            "output_dir": str(synthetic),
-            "num_samples": DEMO_SYNTHETIC,
-        },
-    )
-    print(f"\n$ medpair check {synthetic}", flush=True)
-    faults = check_dataset(synthetic)
-    print(format_report(str(synthetic), faults))
-    if any(fault.level == "error" for fault in faults):
-        raise DataError(f"{synthetic}: expected a clean dataset, found the faults above")
-    scores = {}
-    for name, folder in (("synthetic", synthetic), ("real", real)):
-        scores[name] = train_and_score(output, bundles / SEGMENTATION, name, folder, real, split)
-    summarize_demo(output, real, synthetic, scores)
-
-
 def train_step(
     folder: Path, bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]
 ) -> None:
     """Train unless a finished training is there; ``finished.json`` is written last."""
     done = folder / "finished.json"
     if done.exists():
+        if read_json(done) != plain(dict(overrides)):
+            raise DataError(
+                f"{done}: expected the training asked for now, {dict(overrides)}, "
+                f"found {read_json(done)} (another output_dir keeps both)"
+            )
         print(f"\n{folder}: trained already", flush=True)
         return
     run_bundle(bundle, configs, {**overrides, "output_dir": str(folder)})
-    write_json(done, dict(overrides))
+    write_json(done, plain(dict(overrides)))
 
 
-def train_and_score(
-    output: Path, bundle: Path, name: str, folder: Path, real: Path, split: str
-) -> dict[str, Any]:
-    """Train a U-Net on one cohort, score it on the held-out real cases, return its scores."""
-    model = output / f"unet_{name}"
-    train_step(
-        model,
-        bundle,
-        ["train"],
-        DEMO_UNET | {"largest_patch": DEMO_PATCH, "dataset_dir": str(folder)},
-    )
-    target = output / f"scores_{name}"
-    if not (target / "scores.json").exists():
-        run_bundle(
-            bundle,
-            ["inference", "evaluate"],
-            {
-                "ckpt_path": str(model / "model.pt"),
-                "dataset_dir": str(real),
-                "split": split,
-                "output_dir": str(target),
-            },
-        )
-    return read_json(target / "scores.json")
+def generate_medgen3d(
+    output: Path,
+    bundles: Path,
+    num_samples: int = 16,
+    dataset: Path | None = None,
+    labels: Path | None = None,
+    models: Path | None = None,
+    preset: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    label_group: str | None = None,
+) -> Path:
+    """Run MedGen3D's stages: label maps, then images, then refined images (Han et al. 2023).
 
+    With ``dataset``, the stages are trained on it first. Every stage is a dataset folder in
+    ``output``: ``labels``, ``images``, ``pairs``; finished work is kept.
 
-def demo_cohort(output: Path) -> Path:
-    """Simulate the demo's "real" cohort."""
-    folder = output / "real"
-    size, spacing = (",".join(map(str, values)) for values in (DEMO_SIZE, DEMO_SPACING))
-    print(
-        f"$ medpair phantom vessels {folder} --count {DEMO_COUNT} --size {size} "
-        f"--spacing {spacing} --validation {DEMO_HELD_OUT}",
-        flush=True,
-    )
-    write_phantom_cohort(
-        "vessels",
-        folder,
-        DEMO_COUNT,
-        size=DEMO_SIZE,
-        spacing=DEMO_SPACING,
-        validation=DEMO_HELD_OUT,
-        progress=True,
-    )
-    return folder
+    Args:
+        output: where everything goes; trained weights go into ``output / "models"``.
+        bundles: the folder with the bundles.
+        num_samples: how many label maps are generated.
+        dataset: the real cohort to train on.
+        labels: the user's own label maps (a dataset folder, images not needed): the first stage is
+            left out, and every case of ``training`` gets an image.
+        models: folder with ``BUNDLE/model.pt`` of each stage; default the bundles' own weights.
+        preset: overlay of each bundle's training, such as ``compact``.
+        training: knobs of every training (``label_group``, ``spacing``, ...).
+        sampling: knobs of every inference (``device``, ``seed``, ...).
+        options: further knobs by bundle; those named ``train_KEY`` go to its training.
+        label_group: merge of the labels in ``labels``.
 
+    Returns:
+        The folder with the pairs.
 
-def own_cohort(dataset: Path, output: Path) -> Path:
-    """Check the user's folder; where it names no held-out cases, make a folder that does.
-
-    The new folder has copies of the volumes, since a dataset's paths stay inside its folder.
+    Raises:
+        DataError: if a stage fails.
     """
-    print(f"$ medpair check {dataset}", flush=True)
-    faults = check_dataset(dataset)
-    print(format_report(str(dataset), faults))
-    if any(fault.level == "error" for fault in faults):
-        raise DataError(f"{dataset}: expected a clean dataset, found the faults above")
-    folder = load_dataset(dataset)
-    if folder.cases["validation"] or any(case.label for case in folder.cases["test"]):
-        return dataset
-    entries = folder.content["training"]
-    held_out = max(1, round(len(entries) * HELD_OUT_SHARE))
-    if held_out >= len(entries):
-        raise DataError(f"{dataset}: training: expected two cases or more, found {len(entries)}")
-    order = np.random.default_rng(0).permutation(len(entries))
-    shuffled = [entries[index] for index in order]
-    target = output / "real"
-    for case in shuffled:
-        for path in case.values():
-            if not (target / path).exists():
-                with atomic_path(target / path) as partial:
-                    partial.write_bytes((dataset / path).read_bytes())
-    known = {"name", "labels", "channel_names", "numTraining", "file_ending", *SPLITS}
-    write_dataset_json(
-        target,
-        folder.name,
-        folder.content["labels"],
-        {"training": shuffled[held_out:], "validation": shuffled[:held_out]},
-        folder.content.get("channel_names"),
-        **{key: value for key, value in folder.content.items() if key not in known},
-    )
-    return target
-
-
-def refuse_other_data(output: Path, dataset: Path | None) -> None:
-    """Remember whose output folder this is before anything is written; refuse another's."""
-    path = output / "demo.json"
-    origin = {"dataset": "simulated vessels" if dataset is None else str(dataset.resolve())}
-    if path.exists() and read_json(path) != origin:
-        raise DataError(
-            f"{path}: expected the dataset of this folder's earlier run "
-            f"{read_json(path)['dataset']}, found {origin['dataset']} "
-            f"(remove {output} to start anew)"
-        )
-    write_json(path, origin)
-
-
-def summarize_demo(
-    output: Path, real: Path, synthetic: Path, scores: Mapping[str, dict[str, Any]]
-) -> None:
-    """Print the table, write ``results.json`` and the picture."""
-    from medpair.report.preview import preview_datasets
-
-    rows = {}
-    for region in scores["real"]["summary"]:
-        for name in scores["real"]["summary"][region]:
-            pair = {k: scores[k]["summary"][region][name] for k in ("synthetic", "real")}
-            rows[f"{region}: {name}"] = {
-                **{f"dsc_{k}": m["dsc"]["mean"] for k, m in pair.items()},
-                **{f"bahd_mm_{k}": m["bahd_mm"]["mean"] for k, m in pair.items()},
-            }
-    write_json(output / "results.json", rows)
-    picture = preview_datasets([real, synthetic], output / "pairs.png", count=4)
-    print("\nU-Net trained on        synthetic      real   |   synthetic      real")
-    print(f"{'':24}{'DSC':>9}{'DSC':>10}   |{'bAHD mm':>12}{'bAHD mm':>10}")
-    for name, row in rows.items():
-        print(
-            f"{name:24.24}{row['dsc_synthetic']:9.3f}{row['dsc_real']:10.3f}   |"
-            f"{row['bahd_mm_synthetic']:12.2f}{row['bahd_mm_real']:10.2f}"
-        )
-    print(f"\nreal and synthetic pairs side by side: {picture}")
-    print(f"datasets, weights, scores: {output}")
+    options = dict(options or {})
+    unknown = sorted(set(options) - set(STAGES))
+    if unknown:
+        raise DataError(f"options: expected some of {list(STAGES)}, found {unknown}")
+    source = labels
+    for bundle, name in STAGES.items():
+        if bundle == LABELS and labels is not None:
+            continue
+        own = dict(options.get(bundle, {}))
+        of_training = {key: own.pop(key) for key in list(own) if key.startswith("train_")}
+        weights = (models or bundles) / bundle / ("models" if models is None else "")
+        if dataset is not None:
+            weights = output / "models" / bundle
+            knobs = {"dataset_dir": str(dataset), **(training or {})}
+            # the slicing axis is a matter of sequences; the refiner has all three views
+            if bundle == REFINER:
+                knobs.pop("slicing_axis", None)
+            knobs |= {key.removeprefix("train_"): value for key, value in of_training.items()}
+            train_step(weights, bundles / bundle, ["train", *([preset] if preset else [])], knobs)
+        knobs = {"ckpt_path": str(weights / "model.pt"), "output_dir": str(output / name)}
+        if bundle == LABELS:
+            knobs["num_samples"] = num_samples
+        else:
+            knobs["dataset_dir"] = str(source)
+            if source == labels and label_group is not None:
+                knobs["label_group"] = label_group
+        run_bundle(bundles / bundle, ["inference"], {**knobs, **(sampling or {}), **own})
+        source = output / name
+    assert source is not None
+    return source

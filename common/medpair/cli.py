@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,66 @@ def phantom(
     print(path)
 
 
+def generate(
+    family: str,
+    output_dir: str = "generated",
+    num_samples: int = 16,
+    dataset_dir: str | None = None,
+    labels: str | None = None,
+    models: str | None = None,
+    preset: str | None = None,
+    label_group: str | None = None,
+    spacing: Sequence[float] | str | None = None,
+    slicing_axis: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    bundles: str = "bundles",
+) -> None:
+    """Run all stages of a method, one bundle after the other; the last folder holds the pairs.
+
+    Goes on where it was when it is started again.
+
+    Args:
+        family: medgen3d.
+        output_dir: where everything goes: labels, images, pairs, and models if they are trained.
+        num_samples: label maps to generate.
+        dataset_dir: train every stage on this dataset folder first; default: weights that exist.
+        labels: start from your own label maps, a dataset folder whose entries need no image.
+        models: folder with the weights of an earlier run (its models); default the bundles' own.
+        preset: overlay for training: compact.
+        label_group: merge of labels.
+        spacing: millimetres per axis to train at, such as 2,2,2.
+        slicing_axis: axial, coronal or sagittal.
+        seed: of the samples.
+        device: cpu or cuda.
+        options: further knobs by bundle, train_KEY for its training:
+            "{'medgen3d_mcdpm': {'steps': 10, 'train_max_epochs': 20}}".
+        bundles: the folder with the bundles.
+    """
+    from medpair.chain import generate_medgen3d
+
+    if family != "medgen3d":
+        raise ValueError(f"generate: expected medgen3d, found {family!r}")
+    grid = None if spacing is None else numbers(spacing)
+    shared = {"label_group": label_group, "device": device}
+    training = {**shared, "spacing": grid, "slicing_axis": slicing_axis}
+    pairs = generate_medgen3d(
+        Path(output_dir),
+        Path(bundles),
+        num_samples,
+        None if dataset_dir is None else Path(dataset_dir),
+        None if labels is None else Path(labels),
+        None if models is None else Path(models),
+        preset,
+        {key: value for key, value in training.items() if value is not None},
+        {"seed": seed, **({} if device is None else {"device": device})},
+        options,
+        label_group,
+    )
+    print(pairs)
+
+
 def preview(
     *datasets: str,
     output: str = "preview.png",
@@ -94,7 +154,7 @@ def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "b
         dataset: your own dataset folder; default a simulated cohort.
         bundles: the folder with the bundles.
     """
-    from medpair.chain import run_demo
+    from medpair.demo import run_demo
 
     run_demo(Path(output_dir), Path(bundles), None if not dataset else Path(dataset))
 
@@ -122,7 +182,13 @@ def main() -> None:
     import fire
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    verbs = {"check": check, "phantom": phantom, "preview": preview, "demo": demo}
+    verbs = {
+        "check": check,
+        "phantom": phantom,
+        "generate": generate,
+        "preview": preview,
+        "demo": demo,
+    }
     try:
         fire.Fire(verbs, name="medpair")
     except ValueError as error:  # DataError and the checks of arguments

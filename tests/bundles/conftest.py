@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
@@ -38,6 +41,48 @@ SMALL_UNET = {
     "log_interval": 1,
 }
 
+SMALL_MCDPM = {
+    "window": 4,
+    "overlap": 2,
+    "channels": [8, 16],
+    "num_res_blocks": 1,
+    "attention_levels": [False, True],
+    "timesteps": 50,
+    "batch_size": 2,
+    "iterations_per_epoch": 3,
+    "max_epochs": 2,
+    "val_interval": 1,
+    "log_interval": 1,
+    "seed": 3,
+}
+
+SMALL_VID2VID = {
+    "sequence_lengths": [2, 4],
+    "grow_every": 1,
+    "channels": [8, 16],
+    "hidden": 8,
+    "critic_channels": 8,
+    "critic_layers": 1,
+    "batch_size": 2,
+    "iterations_per_epoch": 3,
+    "max_epochs": 2,
+    "val_interval": 1,
+    "log_interval": 1,
+    "seed": 3,
+}
+SMALL_REFINER = {
+    "channels": [8, 16],
+    "num_res_blocks": 1,
+    "attention_levels": [False, True],
+    "hidden": 8,
+    "batch_size": 2,
+    "iterations_per_epoch": 3,
+    "max_epochs": 2,
+    "val_interval": 1,
+    "log_interval": 1,
+    "seed": 3,
+}
+
 
 def workflow(bundle: str, configs: list[str], kind: str = "train", **overrides: Any) -> Any:
     """Return an initialized workflow of a bundle."""
@@ -59,6 +104,29 @@ def run(bundle: str, configs: list[str], kind: str = "train", **overrides: Any) 
     result.run()
     result.finalize()
     return result
+
+
+def volumes(folder: Path) -> dict[str, np.ndarray]:
+    """Return the voxels of all volumes in a folder, by path."""
+    return {
+        path.relative_to(folder).as_posix(): np.asanyarray(nib.load(path).dataobj)
+        for path in sorted(folder.rglob("*.nii.gz"))
+    }
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Both folders hold bit-identical weights and the same log, times aside."""
+    first, second = (torch.load(f / "model.pt", weights_only=True) for f in (one, two))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds_per_iteration"}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (one, two)
+    ]
+    assert logs[0] == logs[1]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,14 @@ from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.engines.refusals import first_data_error
-from tests.bundles.conftest import BUNDLES, SMALL_WGAN, run, workflow
+from tests.bundles.conftest import (
+    BUNDLES,
+    SMALL_WGAN,
+    assert_same_run,
+    run,
+    volumes,
+    workflow,
+)
 from tests.conftest import tiny_dataset
 
 VARIANTS = ["wgan_gp", "wgan_gp_sn", "wgan_sn_mp", "wgan_c_sn_mp", "compact"]
@@ -39,13 +46,6 @@ def sample(folder: Path, output: Path, **overrides: object) -> Path:
         **settings,
     )
     return output
-
-
-def volumes(folder: Path) -> dict[str, np.ndarray]:
-    return {
-        path.relative_to(folder).as_posix(): np.asanyarray(nib.load(path).dataobj)
-        for path in sorted(folder.rglob("*.nii.gz"))
-    }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -208,21 +208,6 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_identically(
     assert torch.load(two / "checkpoint.pt", weights_only=True)["iteration"] == 4
     run("wgan_sn_mp", ["train"], output_dir=str(two), **common)
     assert_same_run(one, two)
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    """Both folders hold bit-identical weights and the same log, times aside."""
-    first, second = (torch.load(f / "model.pt", weights_only=True) for f in (one, two))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    logs = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "seconds_per_iteration"}
-            for line in (folder / "metrics.jsonl").read_text().splitlines()
-        ]
-        for folder in (one, two)
-    ]
-    assert logs[0] == logs[1]
 
 
 def test_a_finished_run_started_again_does_nothing(trained_wgan: Train, dataset: str) -> None:

@@ -19,8 +19,10 @@ SMALL: dict[str, Any] = {
 }
 
 
-def denoiser(window: int = 4, code: int = 2, factor: int = 1) -> MaskSequenceDenoiser:
-    return awake(MaskSequenceDenoiser(window, code, factor, **SMALL))
+def denoiser(
+    window: int = 4, code: int = 2, factor: int = 1, patch: int = 1
+) -> MaskSequenceDenoiser:
+    return awake(MaskSequenceDenoiser(window, code, factor, **SMALL, patch=patch))
 
 
 def inputs(window: int = 4, code: int = 2) -> dict[str, Tensor]:
@@ -34,13 +36,15 @@ def inputs(window: int = 4, code: int = 2) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize(("window", "code", "factor"), [(4, 2, 1), (3, 1, 2), (5, 3, 2)])
-def test_shape_and_settings_rebuild_it(window: int, code: int, factor: int) -> None:
-    network = denoiser(window, code, factor)
+@pytest.mark.parametrize(
+    ("window", "code", "factor", "patch"), [(4, 2, 1, 1), (3, 1, 2, 1), (5, 3, 2, 2), (4, 1, 1, 4)]
+)
+def test_shape_and_settings_rebuild_it(window: int, code: int, factor: int, patch: int) -> None:
+    network = denoiser(window, code, factor, patch)
     given = inputs(window, code)
     out = network(**given)
     assert out.shape == (2, code * factor, window, 8, 12)
-    assert network.factor == 2
+    assert network.factor == 2 * patch
     twin = MaskSequenceDenoiser(**network.settings)
     twin.load_state_dict(network.state_dict())
     torch.testing.assert_close(twin.eval()(**given), out, rtol=0, atol=0)
@@ -53,12 +57,28 @@ def test_slices_are_channels_of_the_unet_in_the_order_of_code_then_slice() -> No
     planes = [given["known"][:, k, None, None].expand(2, 8, 12) for k in range(4)]
     x = torch.stack(flat + planes, dim=1)
     out = network.unet(x, given["time"], position=given["position"])
-    nn.init.zeros_(network.direct[1].weight)
-    nn.init.zeros_(network.direct[1].bias)
+    for parameter in network.direct.parameters():
+        nn.init.zeros_(parameter)
     found = network(**given)
     for c in range(4):
         for k in range(4):
             torch.testing.assert_close(found[:, c, k], out[:, c * 4 + k], rtol=0, atol=0)
+
+
+def test_the_pixels_of_a_patch_are_channels_of_the_unet() -> None:
+    network, given = denoiser(patch=2), inputs()
+    for parameter in network.direct.parameters():
+        nn.init.zeros_(parameter)
+    planes = given["known"][:, None, :, None, None].expand(2, 1, 4, 8, 12)
+    channels = torch.cat([given["x"], planes], dim=1).flatten(1, 2)
+    # channel c, row 2 y + i, column 2 x + j  ->  channel 4 c + 2 i + j, row y, column x
+    packed = torch.stack([channels[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=2)
+    out = network.unet(packed.flatten(1, 2), given["time"], position=given["position"])
+    parts = out.view(2, 8, 4, 4, 6)
+    found = network(**given).flatten(1, 2)
+    for i in (0, 1):
+        for j in (0, 1):
+            torch.testing.assert_close(found[:, :, i::2, j::2], parts[:, :, 2 * i + j])
 
 
 @pytest.mark.parametrize("factor", [1, 2])
@@ -69,8 +89,8 @@ def test_the_input_adds_to_its_own_channel_of_the_mean_by_a_weight_of_time(facto
         2, 2, 4, 1, 1
     )
     assert (direct[0] - direct[1]).abs().min() > 1e-3
-    nn.init.zeros_(network.direct[1].weight)
-    nn.init.zeros_(network.direct[1].bias)
+    for parameter in network.direct.parameters():
+        nn.init.zeros_(parameter)
     added = with_input - network(**given)
     torch.testing.assert_close(added[:, :2], direct * given["x"], rtol=1e-4, atol=1e-5)
     # the variance has no part in it

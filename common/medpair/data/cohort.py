@@ -15,8 +15,8 @@ from medpair.data.labels import LabelMap
 
 # The robust range of a volume: a few hot voxels or a wide empty margin must not set the scale.
 ROBUST_PERCENTILES = (0.5, 99.5)
-# CT numbers mean the same in every volume (nnU-Net's channel name decides what is CT): one range for
-# all. Below air lies only padding.
+# CT numbers mean the same in every volume: one range for all; below air lies only padding. The
+# channel's name says what is CT, as in nnU-Net.
 CT, LEAST_CT_NUMBER = "CT", -1024.0
 # Two spacings closer than this (relative) are the same grid: headers carry rounding.
 SPACING_TOLERANCE = 0.05

@@ -43,9 +43,13 @@ def denoiser_from_card(card: dict[str, Any]) -> MaskSequenceDenoiser:
     Raises:
         DataError: if the card is another bundle's.
     """
+    _require_sequence(card)
+    return MaskSequenceDenoiser(**card["network"])
+
+
+def _require_sequence(card: dict[str, Any]) -> None:
     if "sequence" not in card or "network" not in card:
         raise DataError("model.json: sequence: expected MC-DPM's settings, found none")
-    return MaskSequenceDenoiser(**card["network"])
 
 
 def reference_of(
@@ -137,6 +141,7 @@ class LabelVolumeInferer:
             raise ValueError(f"reject: expected True or False, found {reject!r}")
         if attempts < 1:
             raise ValueError(f"attempts: expected at least 1, found {attempts}")
+        _require_sequence(card)
         self.diffusion = Diffusion(**card["diffusion"])
         self.code = LabelCode(**card["code"])
         self.cohort = Cohort.from_json(card["cohort"])

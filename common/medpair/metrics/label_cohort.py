@@ -125,7 +125,7 @@ def label_statistics_of_folder(
     Raises:
         DataError: the folder, split or a label map cannot be read, or a case has no label map.
     """
-    dataset = load_dataset(folder)
+    dataset = load_dataset(folder, images=False)
     classes = dataset.labels(label_group)
     shapes = []
     for case in dataset.split(split)[:limit]:

@@ -189,9 +189,9 @@ def _heart(space: Space, build: Build) -> tuple[np.ndarray, np.ndarray]:
     """Ventricles and atria."""
     f, shift = build.heart, build.heart_shift
     axis = np.deg2rad([-18, 24, -36]) + build.heart_turn
-    base = np.array([-26, 24, -52]) + shift
+    base = np.array([-30, 24, -52]) + shift
     ventricles = ellipsoid(space, base, np.array([58, 43, 42]) * f, axis)
-    atria = ellipsoid(space, np.array([9, 1, -32]) + shift, np.array([37, 35, 35]) * f)
+    atria = ellipsoid(space, np.array([5, 1, -32]) + shift, np.array([37, 35, 35]) * f)
     return ventricles, atria
 
 

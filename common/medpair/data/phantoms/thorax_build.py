@@ -42,7 +42,7 @@ def draw_build(rng: np.random.Generator) -> Build:
         breast=float(rng.uniform(0.6, 1.15)) if rng.random() < 0.5 else 0.0,
         heart=float(np.clip(rng.normal(1.0, 0.09), 0.8, 1.22)),
         heart_turn=rng.normal(0, np.deg2rad([8, 8, 10])),
-        heart_shift=rng.normal(0, [4, 3, 4]),
+        heart_shift=np.clip(rng.normal(0, 1, 3), -1.7, 1.7) * [4, 3, 4],
         domes=(breath + float(rng.normal(0, 5)), breath + float(rng.normal(0, 5))),
         kyphosis=float(rng.uniform(0.5, 1.5)),
         scoliosis=(float(rng.normal(0, 4)), float(rng.uniform(0, 2 * np.pi))),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medpair import chain
+from medpair import demo
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
@@ -19,9 +19,9 @@ from tests.conftest import tiny_dataset
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"max_epochs": 1, "iterations_per_epoch": 2, "val_interval": 1, "batch_size": 2}
     wgan = {**steps, "filters": 16, "critic_filters": 16, "latent_size": 8}
-    monkeypatch.setattr(chain, "DEMO_WGAN", wgan)
-    monkeypatch.setattr(chain, "DEMO_UNET", {**steps, "channels": [4, 8, 8]})
-    monkeypatch.setattr(chain, "DEMO_SYNTHETIC", 3)
+    monkeypatch.setattr(demo, "DEMO_WGAN", wgan)
+    monkeypatch.setattr(demo, "DEMO_UNET", {**steps, "channels": [4, 8, 8]})
+    monkeypatch.setattr(demo, "DEMO_SYNTHETIC", 3)
 
 
 @pytest.mark.usefixtures("small")
@@ -30,7 +30,7 @@ def test_the_whole_job_on_ones_own_data(
 ) -> None:
     dataset = tiny_dataset(tmp_path / "own", count=5, validation=0)
     output = tmp_path / "demo"
-    chain.run_demo(output, BUNDLES, dataset)
+    demo.run_demo(output, BUNDLES, dataset)
     real = load_dataset(output / "real")
     assert [len(real.cases[name]) for name in ("training", "validation")] == [4, 1]
     assert errors_of(check_dataset(output / "synthetic")) == []
@@ -41,19 +41,19 @@ def test_the_whole_job_on_ones_own_data(
     assert "synthetic" in capsys.readouterr().out
 
     ran: list[str] = []
-    monkeypatch.setattr(chain, "run_bundle", lambda bundle, *rest: ran.append(bundle.name))
-    chain.run_demo(output, BUNDLES, dataset)
+    monkeypatch.setattr(demo, "run_bundle", lambda bundle, *rest: ran.append(bundle.name))
+    demo.run_demo(output, BUNDLES, dataset)
     assert ran == ["wgan_sn_mp"]  # generation looks for itself what is missing
     before = (output / "real" / "dataset.json").read_bytes()
     for other in (tiny_dataset(tmp_path / "other", validation=0, seed=9), None):
         with pytest.raises(DataError, match="earlier run"):
-            chain.run_demo(output, BUNDLES, other)
+            demo.run_demo(output, BUNDLES, other)
     assert (output / "real" / "dataset.json").read_bytes() == before
 
 
 def test_a_dataset_with_held_out_cases_is_used_where_it_is(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "own", validation=1)
-    assert chain.own_cohort(dataset, tmp_path / "demo") == dataset
+    assert demo.own_cohort(dataset, tmp_path / "demo") == dataset
     assert not (tmp_path / "demo").exists()
 
 
@@ -61,4 +61,4 @@ def test_a_faulty_dataset_is_refused(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "own")
     next((dataset / "imagesTr").iterdir()).unlink()
     with pytest.raises(DataError, match="clean dataset"):
-        chain.own_cohort(dataset, tmp_path / "demo")
+        demo.own_cohort(dataset, tmp_path / "demo")

@@ -1,0 +1,275 @@
+"""The MC-DPM bundle through MONAI's runner: training, resuming, label folders, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+
+from medpair.data.check import check_dataset
+from medpair.data.dataset import load_dataset
+from medpair.data.faults import errors_of
+from medpair.engines.refusals import first_data_error
+from tests.bundles.conftest import (
+    BUNDLES,
+    SMALL_MCDPM,
+    assert_same_run,
+    run,
+    volumes,
+    workflow,
+)
+
+BUNDLE = "medgen3d_mcdpm"
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mcdpm") / "run"
+    train(dataset, folder)
+    return folder
+
+
+def train(dataset: str, folder: Path, **overrides: Any) -> None:
+    settings = {**SMALL_MCDPM, **overrides}
+    run(BUNDLE, ["train"], dataset_dir=dataset, output_dir=str(folder), **settings)
+
+
+def sample(weights: Path, output: Path, **overrides: Any) -> Path:
+    settings = {"num_samples": 4, "batch_size": 2, "seed": 5, "steps": 2, **overrides}
+    run(
+        BUNDLE,
+        ["inference"],
+        "infer",
+        ckpt_path=str(weights / "model.pt"),
+        output_dir=str(output),
+        **settings,
+    )
+    return output
+
+
+def test_training_leaves_its_files(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == list(range(1, 7))
+    assert {"loss", "mse", "gradient_norm"} <= lines[0].keys()
+    # a new network predicts nothing: the first error is the variance of the noise
+    assert lines[0]["mse"] == pytest.approx(1.0, abs=0.1)
+    assert list((trained / "tensorboard").iterdir())
+    assert torch.load(trained / "checkpoint.pt", weights_only=True)["iteration"] == 6
+    card = json.loads((trained / "model.json").read_text())
+    assert card["sequence"] == {"axis": 2, "frame": [16, 16, 16], "window": 4, "overlap": 2}
+    assert card["code"] == {"num_classes": 3, "encoding": "bits"}
+    assert card["label_reference"]["volumes"] == 6
+    assert card["label_reference"]["presence"] == [1.0, 1.0]
+
+
+def test_defaults_are_the_papers(dataset: str) -> None:
+    parser = workflow(BUNDLE, ["train"], dataset_dir=dataset).parser
+    for key, value in {
+        "window": 8,
+        "overlap": 4,
+        "probabilities": [0.375, 0.375, 0.25],
+        "timesteps": 1000,
+        "slicing_axis": "axial",
+    }.items():
+        assert parser.get_parsed_content(key) == value
+
+
+def test_training_cut_by_a_signal_goes_on_identically(
+    trained: Path, dataset: str, tmp_path: Path
+) -> None:
+    settings = {**SMALL_MCDPM, "dataset_dir": dataset, "output_dir": str(tmp_path)}
+    cut = workflow(BUNDLE, ["train"], **settings)
+    trainer = cut.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=4), lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(SystemExit) as stop:
+        trainer.run()
+    assert stop.value.code == 143
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 4
+    train(dataset, tmp_path)
+    assert_same_run(trained, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"objective": "epsilon", "learn_variance": True, "encoding": "one_hot"},
+        {"objective": "v", "schedule": "cosine", "encoding": "grey", "slicing_axis": "coronal"},
+        {"objective": "flow", "schedule": "flow", "slicing_axis": "sagittal", "shift": 0},
+    ],
+)
+def test_variants_learn_and_resume(variant: dict[str, Any], dataset: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    longer = {**variant, "learning_rate": 5e-3, "iterations_per_epoch": 8, "batch_size": 4}
+    train(dataset, one, **longer)
+    train(dataset, two, **longer, max_epochs=1)
+    train(dataset, two, **longer)
+    assert_same_run(one, two)
+    losses = [json.loads(line)["mse"] for line in (one / "metrics.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-6:]) < 0.95 * np.mean(losses[:6])
+    out = sample(one, tmp_path / "out", num_samples=1, batch_size=1)
+    assert errors_of(check_dataset(out)) == []
+    sidecar = json.loads(next((out / "provenance").iterdir()).read_text())
+    assert sidecar["axis"] == {"coronal": 1, "sagittal": 0}.get(variant.get("slicing_axis"), 2)
+    assert sidecar["sampler"] == ("flow" if variant["objective"] == "flow" else "dpm_solver_pp")
+
+
+def test_generated_folder_is_a_valid_folder_of_label_maps(trained: Path, tmp_path: Path) -> None:
+    out = sample(trained, tmp_path / "out")
+    assert errors_of(check_dataset(out)) == []
+    content = json.loads((out / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "class_1": 1, "class_2": 2}
+    assert content["channel_names"] == {}
+    cases = load_dataset(out, images=False).split("training")
+    assert [case.name for case in cases] == [f"pair_{i:06d}" for i in range(4)]
+    assert not list(out.rglob("images*"))
+    for case in cases:
+        label = nib.load(case.label or "")
+        assert label.get_data_dtype() == np.uint8
+        assert label.shape in {(16, 14, 12), (16, 16, 16)}
+        np.testing.assert_allclose(label.header.get_zooms(), (1, 1, 1), rtol=1e-6)
+        np.testing.assert_array_equal(label.get_sform(), label.get_qform())
+        sidecar = json.loads((out / "provenance" / f"{case.name}.json").read_text())
+        assert {"weights_sha256", "seed", "index", "sampler", "steps", "medpair_version"} <= set(
+            sidecar
+        )
+        assert sidecar["size"] == list(label.shape)
+        assert sidecar["seams"] == sorted(sidecar["seams"])
+
+
+def test_labels_do_not_depend_on_batch_size(trained: Path, tmp_path: Path) -> None:
+    sets = [volumes(sample(trained, tmp_path / str(n), batch_size=n)) for n in (1, 2, 3)]
+    assert len(sets[0]) == 4
+    assert len({array.tobytes() for array in sets[0].values()}) == 4
+    for other in sets[1:]:
+        assert other.keys() == sets[0].keys()
+        for name, array in sets[0].items():
+            assert (array != other[name]).mean() < 1e-4
+
+
+def test_labels_do_not_depend_on_what_else_is_made(trained: Path, tmp_path: Path) -> None:
+    whole = sample(trained, tmp_path / "whole", num_samples=6)
+    parts = sample(trained, tmp_path / "parts", num_samples=1, start_index=3)
+    sample(trained, parts, num_samples=5, start_index=1, num_workers=1)
+    paths = sorted(parts.rglob("*.nii.gz"))
+    assert len(paths) == 5
+    for path in paths:
+        assert path.read_bytes() == (whole / path.relative_to(parts)).read_bytes()
+    other = volumes(sample(trained, tmp_path / "other", num_samples=6, seed=6))
+    for name, array in volumes(whole).items():
+        assert not np.array_equal(array, other[name])
+
+
+def test_interrupted_generation_goes_on_identically(trained: Path, tmp_path: Path) -> None:
+    whole = sample(trained, tmp_path / "whole", num_samples=3)
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    # as after a kill: a label map without its sidecar, another not begun, no dataset.json
+    (cut / "dataset.json").unlink()
+    for path in [*cut.rglob("pair_000002*"), cut / "provenance" / "pair_000001.json"]:
+        path.unlink()
+    kept = (cut / "labelsTr" / "pair_000000.nii.gz").stat().st_mtime_ns
+    sample(trained, cut, num_samples=3)
+    names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(cut) for path in cut.rglob("*") if path.is_file())
+    assert all((whole / name).read_bytes() == (cut / name).read_bytes() for name in names)
+    assert (cut / "labelsTr" / "pair_000000.nii.gz").stat().st_mtime_ns == kept
+
+
+def test_rejected_volumes_are_counted(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="medpair")
+    out = sample(trained, tmp_path / "out", num_samples=2, reject=True, attempts=2)
+    for path in (out / "provenance").iterdir():
+        record = json.loads(path.read_text())
+        assert (record["attempt"], record["plausible"], record["attempts"]) == (1, False, 2)
+        assert len(record["rejected"]) == 2
+    assert "2 label volumes: 4 implausible ones came up, 2 were kept" in caplog.text
+
+
+def test_a_folder_of_other_labels_is_refused(trained: Path, tmp_path: Path) -> None:
+    out = sample(trained, tmp_path / "out", num_samples=1)
+    with pytest.raises(RuntimeError) as caught:
+        sample(trained, out, num_samples=2, seed=6)
+    assert "seed: 5 there, 6 now" in str(first_data_error(caught.value))
+
+
+def test_resuming_with_other_settings_is_refused(trained: Path, dataset: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        train(dataset, trained, objective="v")
+    assert "'objective': 'epsilon'" in str(first_data_error(caught.value))
+
+
+def test_weights_of_another_bundle_are_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "model.pt", tmp_path)
+    card = json.loads((trained / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({"cohort": card["cohort"], "generator": {}}))
+    with pytest.raises(RuntimeError) as caught:
+        sample(tmp_path, tmp_path / "out")
+    assert "expected MC-DPM's settings, found none" in str(first_data_error(caught.value))
+
+
+def test_a_folder_without_images_is_refused_for_training(trained: Path, tmp_path: Path) -> None:
+    out = sample(trained, tmp_path / "out", num_samples=1)
+    with pytest.raises(RuntimeError) as caught:
+        train(str(out), tmp_path / "run")
+    refusal = str(first_data_error(caught.value))
+    assert "training[0]" in refusal
+    assert '"image"' in refusal
+
+
+def test_properties_are_complete(trained: Path, dataset: str, tmp_path: Path) -> None:
+    train = workflow(
+        BUNDLE, ["train"], dataset_dir=dataset, output_dir=str(tmp_path), **SMALL_MCDPM
+    )
+    assert train.check_properties() == []
+    infer = workflow(
+        BUNDLE,
+        ["inference"],
+        "infer",
+        ckpt_path=str(trained / "model.pt"),
+        output_dir=str(tmp_path / "out"),
+    )
+    assert infer.check_properties() == []
+
+
+def test_the_command_line_works_from_another_directory(dataset: str, tmp_path: Path) -> None:
+    folder = BUNDLES / BUNDLE / "configs"
+    runs = [
+        {
+            "config_file": str(folder / "train.json"),
+            "dataset_dir": dataset,
+            "output_dir": "run",
+            "device": "cpu",
+            **{key: json.dumps(value) for key, value in SMALL_MCDPM.items()},
+            "attention_levels": "[False,True]",
+        },
+        {
+            "config_file": str(folder / "inference.json"),
+            "ckpt_path": "run/model.pt",
+            "output_dir": "out",
+            "num_samples": "2",
+            "steps": "2",
+            "device": "cpu",
+        },
+    ]
+    for arguments in runs:
+        command = [sys.executable, "-m", "monai.bundle", "run"]
+        command += [part for key, value in arguments.items() for part in (f"--{key}", value)]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-2000:]
+    assert errors_of(check_dataset(tmp_path / "out")) == []
+    assert len(load_dataset(tmp_path / "out", images=False).split("training")) == 2
