@@ -30,6 +30,7 @@ test: lint
 bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_wgan_step.py --filters 256 --repeats 5
 	$(BIN)/python tests/benchmarks/bench_distance.py
+	$(BIN)/python tests/benchmarks/bench_refiner.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -70,7 +70,7 @@ def plane_of(label: np.ndarray, axis: int, height: int) -> np.ndarray:
 def test_sequences_are_consecutive_slices_in_both_directions(axis: int) -> None:
     data = sequences(axis=axis, past=2, radius=1, lengths=(3, 3))
     directions, starts = set(), set()
-    for index in range(100):
+    for index in range(250):
         item = {key: value.numpy() for key, value in data[index].items()}
         number, _ = places(item["label"])
         source = VOLUMES[number].label
@@ -84,6 +84,10 @@ def test_sequences_are_consecutive_slices_in_both_directions(axis: int) -> None:
         expected = np.clip(drawn[0] + step * np.arange(-3, 4), low, high)
         planes = np.stack([plane_of(source, axis, int(z)) for z in expected])
         np.testing.assert_array_equal(item["label"], planes)
+        # places are those in the frame, whatever the direction
+        offset = (FRAME[axis] - min(source.shape[axis], FRAME[axis])) // 2
+        place = (np.array(drawn) - low + offset) / FRAME[axis]
+        np.testing.assert_allclose(item["position"], place, rtol=1e-6)
         # images go without the slices around them
         shown = planes[1:-1]
         np.testing.assert_array_equal(item["inside"], shown > 0)
@@ -132,13 +136,23 @@ def test_mirrored_pairs_stay_pairs(axis: int) -> None:
     assert seen == {True, False}
 
 
-def test_no_axis_is_mirrored_unasked() -> None:
-    for index in range(40):
-        item = sequences(lengths=(1, 1), past=1)[index]["label"].numpy()
-        number, _ = places(item)
-        z = heights(item[1:2])[0]
-        np.testing.assert_array_equal(item[2], plane_of(VOLUMES[number].label, 2, heights(item)[2]))
-        assert z in range(SIZES[number][2])
+def test_one_mirrored_slice_is_a_tensor_too() -> None:
+    data = ViewSlices(pairs((0, 1, 2)), 20)
+    shown = [{k: v.numpy() for k, v in data[i].items()} for i in range(20)]
+    for view, axis in AXES.items():
+        mirrored = set()
+        for item in shown:
+            label = item[f"label_{view}"]
+            number, _ = places(label)
+            source = plane_of(VOLUMES[number].label, axis, heights(label[None], axis)[0])
+            options = {
+                turn: np.flip(source, turn) for turn in ((), (0,), (1,), (0, 1))
+            }  # along the view's own axis a slice stays what it is
+            found = [turn for turn, plane in options.items() if np.array_equal(plane, label)]
+            assert len(found) == 1
+            mirrored.add(found[0])
+            np.testing.assert_array_equal(item[f"inside_{view}"], (label > 0)[None])
+        assert len(mirrored) == 4
 
 
 def test_sequences_grow_with_the_epochs() -> None:

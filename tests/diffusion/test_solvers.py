@@ -297,9 +297,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         raise AssertionError("evaluated before the refusal")
 
     epsilon, flow = Diffusion("epsilon", "linear", 10), Diffusion("flow", "flow", 10)
-    with pytest.raises(ValueError, match="expected one for 'epsilon', found 'flow'"):
+    with pytest.raises(ValueError, match="for the objective 'epsilon', found 'flow'"):
         sample(epsilon, never, x, [1.0, 0.0], "flow")
-    with pytest.raises(ValueError, match="ancestral needs noise"):
+    with pytest.raises(ValueError, match="noise: expected a source"):
         sample(epsilon, never, x, [1.0, 0.0], "ancestral")
-    with pytest.raises(ValueError, match="not flow"):
+    with pytest.raises(ValueError, match="for the objective 'flow', found 'ancestral'"):
         sample(flow, never, x, [1.0, 0.0], "ancestral", lambda: x)

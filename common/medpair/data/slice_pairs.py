@@ -89,8 +89,9 @@ class SliceSequences(Dataset[dict[str, Any]]):
 
     An item has ``image`` (past + L, H, W) in -1..1, ``label`` (past + L + 2 radius, H, W) class
     indices, ``inside`` (past + L, H, W), and ``available`` (past,): 0 for past slices that lie
-    before the volume's first, or that are withheld so that beginnings are learned too. Half of the
-    sequences run against the axis: the generator travels in both directions.
+    before the volume's first, or that are withheld so that beginnings are learned too, and
+    ``position`` (L,): each slice's place, relative to the frame's height. Half of the sequences run
+    against the axis: the generator travels in both directions.
 
     Args:
         pairs: the training pairs.
@@ -143,7 +144,9 @@ class SliceSequences(Dataset[dict[str, Any]]):
         rng = numpy_generator(self.seed, epoch, index)
         stacks, slices = self.pairs.draw(rng, self.axis)
         height = len(stacks[0])
+        place = np.arange(height, dtype=np.float32) / height
         if rng.random() < 0.5:
+            place = place[::-1]
             stacks = [stack[::-1] for stack in stacks]
             slices = range(height - slices.stop, height - slices.start)
         steps = self.sequence_length(epoch)
@@ -160,8 +163,10 @@ class SliceSequences(Dataset[dict[str, Any]]):
             "label": _tensor(label[np.clip(wide, slices.start, slices.stop - 1)]),
             "inside": _tensor(inside[inner]),
             "available": torch.from_numpy(available),
+            "position": _tensor(place[z : z + steps]),
         }
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    # a copy: a single mirrored slice counts as contiguous, and keeps its negative stride
+    return torch.from_numpy(array.copy())

@@ -63,6 +63,21 @@ def times(
     return [start, *grid[1:], 0.0]
 
 
+def check_solver(diffusion: Diffusion, solver: Solver) -> None:
+    """Refuse a solver that does not fit a model's objective.
+
+    Raises:
+        ValueError: names both.
+    """
+    flow = diffusion.objective == "flow"
+    fitting = [name for name in SOLVERS if name != ("ancestral" if flow else "flow")]
+    if solver not in fitting:
+        raise ValueError(
+            f"solver: expected one of {fitting} for the objective {diffusion.objective!r}, "
+            f"found {solver!r}"
+        )
+
+
 def sample(
     diffusion: Diffusion,
     denoise: Denoiser,
@@ -86,11 +101,10 @@ def sample(
     Raises:
         ValueError: if ``ancestral`` is given no noise, or the solver does not fit the objective.
     """
-    if solver == "flow" and diffusion.objective != "flow":
-        raise ValueError(f"solver: expected one for {diffusion.objective!r}, found 'flow'")
+    check_solver(diffusion, solver)
     if solver == "ancestral":
-        if noise is None or diffusion.objective == "flow":
-            raise ValueError("solver: ancestral needs noise and a diffusion objective, not flow")
+        if noise is None:
+            raise ValueError("noise: expected a source of it for ancestral, found none")
         return _ancestral(diffusion, denoise, x, grid, noise, clip)
     return _multistep(diffusion.schedule, denoise, x, grid, 1 if solver == "ddim" else 2, clip)
 

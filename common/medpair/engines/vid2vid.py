@@ -178,17 +178,9 @@ class Vid2VidTrainer(Trainer):
             losses = {
                 "segmenter": self._segmenter_step(sequence),
                 "critics": self._critic_step(sequence),
-                **self._generator_step(sequence),
             }
+            numbers = self._generator_step(sequence, losses)
         self.averaged.update(self.generator)
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-        numbers = dict(zip(losses, values, strict=True))
-        bad = {key: value for key, value in numbers.items() if not abs(value) < float("inf")}
-        if bad:
-            raise FloatingPointError(
-                f"iteration {self.state.iteration}: expected finite losses, found {bad}; "
-                "try --amp False, or a lower learning_rate"
-            )
         return {CommonKeys.LOSS: numbers["generator"], **numbers}
 
     def _draw(self, batch: dict[str, Tensor]) -> Sequence:
@@ -196,13 +188,14 @@ class Vid2VidTrainer(Trainer):
         device = self.state.device
         real, inside = (batch[key].to(device)[:, :, None] for key in ("image", "inside"))
         label, available = batch["label"].to(device), batch["available"].to(device)
+        position = batch["position"].to(device)
         tau, seen = available.shape[1], 2 * self.generator.radius + 1
         steps = real.shape[1] - tau
         windows = torch.stack([label[:, tau + i : tau + i + seen] for i in range(steps)], dim=1)
         past, there = real[:, :tau, 0], available
         drawn = []
         for step in range(steps):
-            slice_ = self.generator(windows[:, step], past, there)
+            slice_ = self.generator(windows[:, step], past, there, position[:, step])
             drawn.append(slice_)
             shown = torch.lerp(real[:, tau + step], slice_.image.detach(), inside[:, tau + step])
             past = torch.cat([past[:, 1:], shown], dim=1)
@@ -233,8 +226,8 @@ class Vid2VidTrainer(Trainer):
             _step(self.critic_optimizer, loss)
         return loss
 
-    def _generator_step(self, sequence: Sequence) -> dict[str, Tensor]:
-        """Update the generator; the judges stand still."""
+    def _generator_step(self, sequence: Sequence, others: dict[str, Tensor]) -> dict[str, float]:
+        """Update the generator; the judges stand still. Return its and the ``others``' losses."""
         judges = (self.image_critic, self.temporal_critic, self.segmenter)
         for judge in judges:
             judge.requires_grad_(False)
@@ -245,10 +238,24 @@ class Vid2VidTrainer(Trainer):
         losses["l1"] = (fake - real).abs().mean()
         losses["flow"] = self._flow_loss(sequence)
         total = torch.stack([self.weights[key] * loss for key, loss in losses.items()]).sum()
-        _step(self.optimizer, total)
         for judge in judges:
             judge.requires_grad_(True)
-        return {"generator": total, **losses}
+        # before the step: on a CPU, the gradient of a warp by NaN ends the process
+        numbers = self._finite({**others, "generator": total, **losses})
+        _step(self.optimizer, total)
+        return numbers
+
+    def _finite(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Return losses as numbers; refuse those that are not finite."""
+        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+        numbers = dict(zip(losses, values, strict=True))
+        bad = {key: value for key, value in numbers.items() if not abs(value) < float("inf")}
+        if bad:
+            raise FloatingPointError(
+                f"iteration {self.state.iteration}: expected finite losses, found {bad}; "
+                "try --amp False, or a lower learning_rate"
+            )
+        return numbers
 
     def _judged(
         self, sequence: Sequence, fake: Tensor

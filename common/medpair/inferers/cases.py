@@ -20,7 +20,7 @@ from medpair.data.dataset import Case, load_dataset
 from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
 from medpair.data.labels import LabelMap, short_list
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
-from medpair.data.slices import framed, next_frame, unframed
+from medpair.data.slices import frame_box, framed, next_frame, unframed
 from medpair.inferers.folder import SyntheticFolder, file_sha256, stored
 
 
@@ -29,7 +29,7 @@ class CaseVolumes(Dataset[dict[str, Any]]):
 
     An item has ``image`` (1, W, H, D): the image in -1..1 on the training cohort's scale, or, in a
     dataset without ``images``, the label map; ``label`` (1, W, H, D) class indices of the training
-    cohort; and ``index``.
+    cohort; ``inside`` (1, W, H, D), 0 where the volume is padded; and ``index``.
 
     Args:
         dataset_dir: the folder; label maps alone will do where no image is needed.
@@ -72,7 +72,8 @@ class CaseVolumes(Dataset[dict[str, Any]]):
         case, frame = self.cases[index], self.frames[index]
         label, _ = self.read_label(case)
         framed_label = torch.from_numpy(framed(label, frame, PAD_LABEL))[None]
-        item = {"image": framed_label, "label": framed_label, "index": index}
+        inside = torch.from_numpy(frame_box(label.shape, frame))[None]
+        item = {"image": framed_label, "label": framed_label, "inside": inside, "index": index}
         if self.images:
             assert case.image is not None
             image = read_volume(case.image).array
@@ -235,10 +236,11 @@ class CaseWriter:
                 missing.append(index)
                 continue
             path = self.folder.sidecar(index)
-            if read_json(path).get("input_sha256") != self._input_hash(index):
+            if read_json(path).get("input_sha256") != self._input_hashes(index):
+                files = " and ".join(str(file) for file in self._inputs(index).values())
                 raise DataError(
-                    f"{path}: expected a pair made of {self._input(index)} as it is now, found "
-                    "one made of another file (choose another output_dir)"
+                    f"{path}: expected a pair made of {files} as it is now, found one made of "
+                    "another file (choose another output_dir)"
                 )
         return missing
 
@@ -263,16 +265,19 @@ class CaseWriter:
         write_volume(root / paths["image"], pixels, np.int16)
         write_volume(root / paths["label"], Volume(label, *geometry))
         self.folder.finish_case(
-            index, input_sha256=self._input_hash(index), made_from=self._earlier(index)
+            index, input_sha256=self._input_hashes(index), made_from=self._earlier(index)
         )
 
-    def _input(self, index: int) -> Path:
-        """Return the file that the image depends on: the earlier image, or the label map."""
+    def _inputs(self, index: int) -> dict[str, Path]:
+        """Return the files that the pair depends on: the label map, and the earlier image."""
         case = self.cases.cases[index]
-        return case.image if self.cases.images and case.image else label_of(case)
+        files = {"label": label_of(case)}
+        if self.cases.images and case.image is not None:
+            files["image"] = case.image
+        return files
 
-    def _input_hash(self, index: int) -> str:
-        return file_sha256(self._input(index))
+    def _input_hashes(self, index: int) -> dict[str, str]:
+        return {role: file_sha256(path) for role, path in self._inputs(index).items()}
 
     def _earlier(self, index: int) -> dict[str, Any] | None:
         """Return the sidecar of the stage before, if there is one."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from medpair.data.patches import PAD_IMAGE
 from medpair.networks.vid2vid import ImageSequenceGenerator
 
 Direction = Literal["forward", "backward"]
@@ -36,27 +37,44 @@ class ImageSequenceInferer:
         return {"direction": self.direction}
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """Return images (B, 1, W, H, D) in -1..1 for class indices (B, 1, W, H, D)."""
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: nn.Module,
+        inside: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return images (B, 1, W, H, D) in -1..1 for class indices (B, 1, W, H, D).
+
+        Where ``inside`` (B, 1, W, H, D) is 0 a volume is padded. As in training, padding is dark,
+        and a padded slice is neither a past image nor a neighbour.
+        """
         assert isinstance(network, ImageSequenceGenerator)
-        stack = inputs[:, 0].movedim(self.axis + 1, 1)
+        box = torch.ones_like(inputs, dtype=torch.float32) if inside is None else inside
+        stack, box = (x[:, 0].movedim(self.axis + 1, 1) for x in (inputs, box))
         if self.direction == "backward":
-            stack = stack.flip(1)
+            stack, box = stack.flip(1), box.flip(1)
+        steps = stack.shape[1]
+        there = box.flatten(2).amax(dim=2)
+        first, last = there.argmax(dim=1), steps - 1 - there.flip(1).argmax(dim=1)
         # beyond the ends, the end slices go on
-        ends = [
-            stack[:, i : i + 1].expand(-1, network.radius, -1, -1) for i in (0, -1 % stack.shape[1])
-        ]
-        stack = torch.cat([ends[0], stack, ends[1]], dim=1)
-        steps = stack.shape[1] - 2 * network.radius
+        rows = torch.arange(-network.radius, steps + network.radius, device=stack.device)
+        rows = rows.clamp(first[:, None], last[:, None])
+        stack = torch.stack([volume[row] for volume, row in zip(stack, rows, strict=True)])
         past = torch.zeros(len(stack), network.past, *stack.shape[2:], device=stack.device)
         available = torch.zeros(len(stack), network.past, device=stack.device)
+        place = torch.arange(steps, device=stack.device) / steps
+        if self.direction == "backward":
+            place = place.flip(0)
         images = []
         for step in range(steps):
             window = stack[:, step : step + 2 * network.radius + 1]
-            image = network(window, past, available).image
-            images.append(image)
-            past = torch.cat([past[:, 1:], image.to(past)], dim=1)
-            available = torch.cat([available[:, 1:], torch.ones_like(available[:, :1])], dim=1)
+            now = slice(step, step + 1)
+            image = network(window, past, available, place[now].expand(len(stack))).image.to(past)
+            images.append(torch.where(box[:, now] > 0, image, PAD_IMAGE))
+            past = torch.cat([past[:, 1:], images[-1]], dim=1)
+            available = torch.cat([available[:, 1:], there[:, now]], dim=1)
         volume = torch.cat(images, dim=1)
         if self.direction == "backward":
             volume = volume.flip(1)

@@ -25,7 +25,7 @@ from medpair.data.patches import PAD_LABEL
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import framed
 from medpair.diffusion.process import Diffusion, Prediction
-from medpair.diffusion.solvers import Solver, sample, times
+from medpair.diffusion.solvers import Solver, check_solver, sample, times
 from medpair.metrics.label_plausible import LabelReference, implausible, label_reference
 from medpair.metrics.label_shape import label_shape
 from medpair.networks.mcdpm import MaskSequenceDenoiser
@@ -156,6 +156,7 @@ class LabelVolumeInferer:
         self.height = height
         flow = self.diffusion.objective == "flow"
         self.solver: Solver = solver or ("flow" if flow else "dpm_solver_pp")
+        check_solver(self.diffusion, self.solver)
         full = self.diffusion.schedule.timesteps
         few = full if self.solver == "ancestral" else FEW_STEPS
         self.steps = few if steps is None else steps

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medpair.data.patches import PAD_IMAGE
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import axis_of
 from medpair.diffusion.process import Diffusion, Prediction
-from medpair.diffusion.solvers import Solver, sample, times
+from medpair.diffusion.solvers import Solver, check_solver, sample, times
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 from medpair.networks.spade import Modulation
 
@@ -73,6 +74,7 @@ class ThreeViewRefiner:
         self.start = refine_steps / grid_steps
         flow = self.diffusion.objective == "flow"
         self.solver: Solver = solver or ("flow" if flow else "ancestral")
+        check_solver(self.diffusion, self.solver)
         self.guidance = float(guidance)
         self.views = tuple(views)
         self.slice_batch = slice_batch
@@ -91,7 +93,13 @@ class ThreeViewRefiner:
 
     @torch.no_grad()
     def __call__(
-        self, inputs: Tensor, network: nn.Module, label: Tensor, index: Tensor, **kwargs: Any
+        self,
+        inputs: Tensor,
+        network: nn.Module,
+        label: Tensor,
+        index: Tensor,
+        inside: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """Return refined volumes.
 
@@ -100,19 +108,32 @@ class ThreeViewRefiner:
             network: a ``SemanticDenoiser``.
             label: (B, 1, W, H, D) class indices.
             index: (B,) whose random streams to use.
+            inside: (B, 1, W, H, D) 0 where a volume is padded; default nowhere. Networks are not
+                judged there: padding stays dark at every step, as in training.
             kwargs: none.
         """
         assert isinstance(network, SemanticDenoiser)
         if self.refine_steps == 0:
             return inputs
+        box = torch.ones_like(inputs) if inside is None else inside
         rows = [
-            self.refine(image, classes, int(number), network)
-            for image, classes, number in zip(inputs[:, 0], label[:, 0], index, strict=True)
+            self.refine(image, classes, int(number), network, kept)
+            for image, classes, kept, number in zip(
+                inputs[:, 0], label[:, 0], box[:, 0], index, strict=True
+            )
         ]
         return torch.stack(rows)[:, None]
 
-    def refine(self, image: Tensor, label: Tensor, index: int, network: SemanticDenoiser) -> Tensor:
+    def refine(
+        self,
+        image: Tensor,
+        label: Tensor,
+        index: int,
+        network: SemanticDenoiser,
+        inside: Tensor | None = None,
+    ) -> Tensor:
         """Return one volume (W, H, D), refined."""
+        kept = torch.ones_like(image) if inside is None else inside
         generator = torch.Generator().manual_seed(derive_seed(self.seed, index, VOLUME_STREAM))
         noise = torch.randn(image.shape, generator=generator).to(image.device)
         start = torch.full((1,), self.start)
@@ -122,11 +143,12 @@ class ThreeViewRefiner:
         total = torch.zeros_like(image)
         for view in self.views:
             axis = axis_of(view)
-            slices, classes = noisy.movedim(axis, 0), label.movedim(axis, 0)
+            slices, classes, box = (x.movedim(axis, 0) for x in (noisy, label, kept > 0))
             parts = [
                 self._denoise(
                     slices[first : first + self.slice_batch, None],
                     classes[first : first + self.slice_batch],
+                    box[first : first + self.slice_batch, None],
                     view,
                     index,
                     first,
@@ -141,6 +163,7 @@ class ThreeViewRefiner:
         self,
         noisy: Tensor,
         label: Tensor,
+        inside: Tensor,
         view: str,
         index: int,
         first: int,
@@ -176,7 +199,12 @@ class ThreeViewRefiner:
                 output = torch.lerp(without, with_label, self.guidance)
                 if self.diffusion.learn_variance:  # the variance is the labelled one's
                     output = torch.cat([output[:, :1], with_label[:, 1:]], dim=1)
-            return self.diffusion.predicted(output.float(), x, time)
+            prediction = self.diffusion.predicted(output.float(), x, time)
+            x0 = torch.where(inside, prediction.x0, PAD_IMAGE)
+            fraction = prediction.fraction
+            if fraction is not None:
+                fraction = torch.where(inside, fraction, 0.0)
+            return Prediction(x0, fraction)
 
         grid = times(self.diffusion.schedule, self.solver, self.refine_steps, self.start)
         return sample(self.diffusion, denoise, noisy, grid, self.solver, noise)

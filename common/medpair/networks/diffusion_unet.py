@@ -231,6 +231,11 @@ class DiffusionUNet(nn.Module):
         Returns:
             (B, out_channels, H, W).
         """
+        if any(size % self.factor for size in x.shape[2:]):
+            raise ValueError(
+                f"volume_size: expected slices whose sides are multiples of {self.factor}, "
+                f"found {tuple(x.shape[2:])}"
+            )
         emb = self.time(embedding(time, self.base))
         if self.position is not None and position is not None:
             emb = emb + self.position(embedding(position * POSITION_SCALE, self.base))

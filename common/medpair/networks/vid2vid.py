@@ -102,6 +102,8 @@ class ImageSequenceGenerator(nn.Module):
         past: tau, past images seen.
         channels: width of each level; each is half the size of the one before.
         hidden: SPADE's inner width.
+        positions: also tell the slice's place in the volume, as a plane beside the labels. What has
+            no label (the face behind a labelled brain) has no other way to know where it is.
     """
 
     def __init__(
@@ -111,10 +113,12 @@ class ImageSequenceGenerator(nn.Module):
         past: int = 2,
         channels: Sequence[int] = (32, 64, 128),
         hidden: int = 64,
+        positions: bool = False,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
             "num_classes": num_classes,
+            "positions": positions,
             "radius": radius,
             "past": past,
             "channels": list(channels),
@@ -124,7 +128,8 @@ class ImageSequenceGenerator(nn.Module):
         self.radius = radius
         self.past = past
         self.factor = 2 ** (len(channels) - 1)
-        labels = (2 * radius + 1) * num_classes
+        self.positions = positions
+        labels = (2 * radius + 1) * num_classes + int(positions)
         # the encoder sees everything; its coarsest features are where both decoders begin
         inputs = labels + 2 * past
         self.encoder = nn.ModuleList(
@@ -159,7 +164,9 @@ class ImageSequenceGenerator(nn.Module):
         classes = torch.arange(self.num_classes, device=label.device)[:, None, None]
         return (label[:, :, None] == classes.to(label.dtype)).flatten(1, 2).float()
 
-    def forward(self, label: Tensor, past: Tensor, available: Tensor) -> Slice:
+    def forward(
+        self, label: Tensor, past: Tensor, available: Tensor, position: Tensor | None = None
+    ) -> Slice:
         """Return the next slice.
 
         Args:
@@ -167,8 +174,20 @@ class ImageSequenceGenerator(nn.Module):
                 multiples of ``factor``.
             past: (B, tau, H, W) the images before, the last one at the end.
             available: (B, tau) 0 where there is no such image.
+            position: (B,) place of the slice, relative to the volume's height.
         """
+        if any(size % self.factor for size in label.shape[2:]):
+            raise ValueError(
+                f"volume_size: expected slices whose sides are multiples of {self.factor}, "
+                f"found {tuple(label.shape[2:])}"
+            )
         labels = self.labels(label)
+        if self.positions:
+            if position is None:
+                raise ValueError("position: expected the slice's place in the volume, found none")
+            # -1..1, like the other inputs
+            place = (2 * position - 1).to(labels).view(-1, 1, 1, 1)
+            labels = torch.cat([labels, place.expand_as(labels[:, :1])], dim=1)
         there = available.to(past)[:, :, None, None]
         h = torch.cat([labels, past * there, there.expand_as(past)], dim=1)
         features = []
