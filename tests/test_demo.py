@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from medpair import demo
 from medpair.data.check import check_dataset
@@ -62,3 +65,27 @@ def test_a_faulty_dataset_is_refused(tmp_path: Path) -> None:
     next((dataset / "imagesTr").iterdir()).unlink()
     with pytest.raises(DataError, match="clean dataset"):
         demo.own_cohort(dataset, tmp_path / "demo")
+
+
+def test_medgen3d_on_simulated_thoraxes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        demo, "DEMO_THORAX", {"count": 2, "size": (24, 24, 16), "spacing": (16.0, 16.0, 18.0)}
+    )
+    asked: dict[str, Any] = {}
+
+    def generate(folder: Path, bundles: Path, num_samples: int, **knobs: Any) -> Path:
+        asked.update(knobs, num_samples=num_samples, bundles=bundles)
+        for name in ("labels", "images", "pairs"):
+            tiny_dataset(folder / name, count=2, validation=0)
+        return folder / "pairs"
+
+    monkeypatch.setattr(demo, "generate_medgen3d", generate)
+    demo.show_medgen3d(tmp_path, BUNDLES)
+    assert errors_of(check_dataset(tmp_path / "thorax")) == []
+    assert asked["dataset"] == tmp_path / "thorax"
+    assert asked["preset"] == "compact"
+    picture = np.asarray(Image.open(tmp_path / "stages.png"))
+    assert picture.std() > 10
+    assert "stages.png" in capsys.readouterr().out

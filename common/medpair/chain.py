@@ -49,16 +49,17 @@ def train_step(
 ) -> None:
     """Train unless a finished training is there; ``finished.json`` is written last."""
     done = folder / "finished.json"
+    asked = plain({"configs": list(configs), **overrides})
     if done.exists():
-        if read_json(done) != plain(dict(overrides)):
+        if read_json(done) != asked:
             raise DataError(
-                f"{done}: expected the training asked for now, {dict(overrides)}, "
+                f"{done}: expected the training asked for now, {asked}, "
                 f"found {read_json(done)} (another output_dir keeps both)"
             )
         print(f"\n{folder}: trained already", flush=True)
         return
     run_bundle(bundle, configs, {**overrides, "output_dir": str(folder)})
-    write_json(done, plain(dict(overrides)))
+    write_json(done, asked)
 
 
 def generate_medgen3d(

@@ -160,7 +160,7 @@ def test_images_do_not_depend_on_batch_size(trained: Path, pairs: Path, tmp_path
     assert len(sets[0]) == 3
     for name, array in sets[0].items():
         step = np.ptp(array) / 65535
-        assert np.abs(array - sets[1][name]).max() <= 1.01 * step
+        assert np.abs(array - sets[1][name]).max() < 1.1 * step
 
 
 def test_interrupted_generation_goes_on(trained: Path, pairs: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_interrupted_generation_goes_on(trained: Path, pairs: Path, tmp_path: Pa
     [
         ({"seed": 6}, "seed: 0 there, 6 now"),
         ({"refine_steps": 3}, "refine_steps: 2 there, 3 now"),
-        ({"views": ["axial"]}, "now"),
+        ({"views": ["axial"]}, "views: ['axial', 'coronal', 'sagittal'] there, ['axial'] now"),
     ],
 )
 def test_another_origin_in_the_same_folder_is_refused(

@@ -133,7 +133,8 @@ def test_images_do_not_depend_on_batch_size(
         if "labels" in name:
             np.testing.assert_array_equal(array, many[name])
         else:
-            assert steps_between(array, many[name]) <= 1
+            # the step depends on the image's own range, which differs by rounding too
+            assert steps_between(array, many[name]) < 1.1
 
 
 def test_interrupted_generation_goes_on(trained: Path, label_maps: Path, tmp_path: Path) -> None:

@@ -88,3 +88,44 @@ def test_nan_is_refused_with_the_file(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(data, image.affine), path)
     with pytest.raises(DataError, match="case_002_0000"):
         read_cohort(folder)
+
+
+def test_ct_numbers_have_one_range_without_padding(tmp_path: Path) -> None:
+    folder = tiny_dataset(tmp_path / "set")
+    content = json.loads((folder / "dataset.json").read_text())
+    highest = []
+    for number, case in enumerate(load_dataset(folder).split("training")):
+        image = nib.load(case.image)
+        data = np.asarray(image.dataobj).astype(np.int16) + 100 * np.int16(number)
+        data[:4] = -2048
+        highest.append(np.percentile(data, 99.5))
+        nib.save(nib.Nifti1Image(data, image.affine), case.image)
+
+    def read(channel: str) -> tuple[Cohort, list[np.ndarray]]:
+        changed = {**content, "channel_names": {"0": channel}}
+        (folder / "dataset.json").write_text(json.dumps(changed))
+        cohort, volumes = read_cohort(folder)
+        return cohort, [volume.image for volume in volumes]
+
+    for name in ("CT", "ct"):
+        cohort, images = read(name)
+        low, high = cohort.intensity
+        assert low == -1024
+        assert high == pytest.approx(np.median(highest))
+        for case, image in zip(load_dataset(folder).split("training"), images, strict=True):
+            # a CT number means the same in every volume
+            expected = np.clip((nib.load(case.image).get_fdata() + 1024) / (high + 1024), 0, 1)
+            np.testing.assert_allclose(image, 2 * expected - 1, atol=1e-5)
+            assert (image[:4] == -1).all()
+    cohort, images = read("T1")
+    assert cohort.intensity[0] == -2048
+    # each volume has a range of its own
+    assert np.ptp([image[4:].mean() for image in images]) < 0.05
+
+
+def test_ct_numbers_above_air_keep_their_own_range(tmp_path: Path) -> None:
+    folder = tiny_dataset(tmp_path / "set")
+    plain, _ = read_cohort(folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "channel_names": {"0": "CT"}}))
+    assert read_cohort(folder)[0].intensity == plain.intensity

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import randomized
 from torch import Tensor
 
 from medpair.data.sampling import torch_generator
@@ -13,7 +14,6 @@ from medpair.diffusion.process import Diffusion
 from medpair.engines.diffusion import SemanticTask
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 from medpair.networks.spade import Modulation
-from tests.conftest import randomized
 
 CLASSES = 3
 NETWORK = {

@@ -11,15 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tests.conftest import tiny_dataset
 
-from medpair.data.check import check_dataset
 from medpair.data.cohort import Cohort
 from medpair.data.dataset import write_dataset_json
-from medpair.data.faults import errors_of
 from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
 from medpair.data.slices import framed
 from medpair.inferers.cases import CaseVolumes, CaseWriter, FrameBatches, ras_size
-from tests.conftest import tiny_dataset
 
 FRAME = (16, 16, 16)
 SIZES = ((16, 14, 12), (16, 18, 12), (10, 9, 8), (17, 16, 20), (12, 12, 12))

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from tests.conftest import randomized
 from torch import Tensor
 from torch.nn import functional
 
 from medpair.inferers.image_sequence import ImageSequenceInferer, sequence_generator_from_card
 from medpair.networks.vid2vid import ImageSequenceGenerator
-from tests.conftest import randomized
 
 CLASSES = 3
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import randomized
 from torch import Tensor
 
 from medpair.data.sampling import torch_generator
@@ -18,7 +19,6 @@ from medpair.diffusion.process import Diffusion
 from medpair.inferers.three_views import ThreeViewRefiner, noise_level, refiner_from_card
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 from medpair.networks.spade import Modulation
-from tests.conftest import randomized
 
 CLASSES = 3
 SIZE = (8, 12, 6)

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from tests.conftest import randomized
 from torch import Tensor
 
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
-from tests.conftest import randomized
 
 CLASSES = 3
 Views = Literal["separate", "shared"]

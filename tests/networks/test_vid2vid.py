@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import randomized
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,7 +16,6 @@ from medpair.networks.vid2vid import (
     SliceSegmenter,
     warp,
 )
-from tests.conftest import randomized
 
 CLASSES = 3
 
@@ -190,6 +190,15 @@ def test_each_critic_sees_half_the_size_of_the_one_before() -> None:
         torch.testing.assert_close(score, own)
         for one, two in zip(inner, features[2 * number : 2 * number + 2], strict=True):
             torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize(("layers", "scales", "least"), [(1, 1, 6), (2, 2, 24), (3, 2, 48)])
+def test_slices_too_small_for_the_critics_are_refused(layers: int, scales: int, least: int) -> None:
+    critic = MultiScaleCritic(1, channels=4, num_layers=layers, num_scales=scales)
+    scores, _ = critic(torch.rand(1, 1, least, least))
+    assert scores[-1].shape[2:] == (1, 1)
+    with pytest.raises(ValueError, match=f"at least {least} pixels a side, found"):
+        critic(torch.rand(1, 1, 2 * least, least - 1))
 
 
 def test_the_segmenter_learns_what_the_slices_show() -> None:

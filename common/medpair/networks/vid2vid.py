@@ -233,9 +233,20 @@ class MultiScaleCritic(nn.Module):
             )
             for _ in range(num_scales)
         )
+        # the smallest critic's last features are then 2 x 2: fewer cannot be normalised
+        self.least = 3 * 2 ** (num_layers + num_scales - 1)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the score maps and all inner features of (B, in_channels, H, W)."""
+        """Return the score maps and all inner features of (B, in_channels, H, W).
+
+        Raises:
+            ValueError: if the picture is too small for so many layers and scales.
+        """
+        if min(x.shape[2:]) < self.least:
+            raise ValueError(
+                f"volume_size: expected slices of at least {self.least} pixels a side, "
+                f"found {tuple(x.shape[2:])} (fewer critic_layers or critic_scales need less)"
+            )
         scores, features = [], []
         for critic in self.critics:
             *inner, score = critic(x)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from tests.conftest import randomized
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,7 +22,6 @@ from medpair.networks.vid2vid import (
     SliceSegmenter,
     warp,
 )
-from tests.conftest import randomized
 
 CLASSES, PAST, RADIUS, STEPS, SIZE = 3, 2, 1, 3, 16
 NETWORKS = ("generator", "image_critic", "temporal_critic", "segmenter")

@@ -1,0 +1,267 @@
+"""MedGen3D's stages one after the other: training, generating, going on, own label maps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+from fire.parser import DefaultParseValue
+
+from medpair import chain
+from medpair.chain import IMAGES, LABELS, REFINER, generate_medgen3d
+from medpair.cli import generate
+from medpair.data.check import check_dataset
+from medpair.data.dataset import load_dataset
+from medpair.data.faults import errors_of
+from medpair.data.files import DataError, read_json
+from tests.bundles.conftest import BUNDLES, SMALL_MCDPM, SMALL_REFINER, SMALL_VID2VID
+from tests.conftest import tiny_dataset
+
+Commands = list[tuple[str, list[str], dict[str, Any]]]
+SMALL: dict[str, dict[str, Any]] = {
+    LABELS: {"steps": 1, **{f"train_{k}": v for k, v in SMALL_MCDPM.items()}},
+    IMAGES: {f"train_{k}": v for k, v in SMALL_VID2VID.items()},
+    REFINER: {
+        "refine_steps": 1,
+        "grid_steps": 20,
+        **{f"train_{k}": v for k, v in SMALL_REFINER.items()},
+    },
+}
+for _options in SMALL.values():
+    _options["train_max_epochs"] = 1
+CPU = {"device": "cpu"}
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run the command lines here, parsed as the runner parses them; return the bundles' names."""
+    ran: list[str] = []
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        assert command[1:4] == ["-m", "monai.bundle", "run"]
+        words = iter(command[4:])
+        arguments = {key.removeprefix("--"): DefaultParseValue(next(words)) for key in words}
+        kind = "train" if "train.json" in str(arguments["config_file"]) else "generate"
+        ran.append(f"{kind} {Path(arguments['bundle_root']).name}")
+        monai.bundle.run(logging_file=False, **arguments)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(chain.subprocess, "run", run)
+    return ran
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Run nothing; return what would have been run: bundle, configs, knobs."""
+    asked: Commands = []
+
+    def note(bundle: Path, configs: Any, knobs: Any) -> None:
+        asked.append((bundle.name, list(configs), dict(knobs)))
+
+    monkeypatch.setattr(chain, "run_bundle", note)
+    return asked
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    """Return when every file was written, but for the lists of a folder's cases."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "dataset.json")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_all_stages_from_a_cohort(in_this_process: list[str], tmp_path: Path) -> None:
+    cohort = tiny_dataset(tmp_path / "cohort", count=3)
+    output = tmp_path / "out"
+
+    def made(count: int) -> Path:
+        return generate_medgen3d(
+            output, BUNDLES, count, cohort, training=CPU, sampling=CPU, options=SMALL
+        )
+
+    assert made(2) == output / "pairs"
+    stages = [LABELS, IMAGES, REFINER]
+    assert in_this_process == [
+        f"{kind} {name}" for name in stages for kind in ("train", "generate")
+    ]
+    for name in ("labels", "images", "pairs"):
+        assert errors_of(check_dataset(output / name)) == []
+        cases = load_dataset(output / name, images=name != "labels").split("training")
+        assert [case.name for case in cases] == ["pair_000000", "pair_000001"]
+    # the same label maps all the way, and each pair knows how it came about
+    for case in load_dataset(output / "pairs").split("training"):
+        maps = {(output / n / "labelsTr" / f"{case.name}.nii.gz") for n in ("labels", "pairs")}
+        assert len({path.read_bytes() for path in maps}) == 1
+        record = read_json(output / "pairs" / "provenance" / f"{case.name}.json")
+        line = [record, record["made_from"], record["made_from"]["made_from"]]
+        assert [step["generator"] for step in line] == [REFINER, IMAGES, LABELS]
+
+    before = stamps(output)
+    in_this_process.clear()
+    made(2)
+    assert in_this_process == [f"generate {name}" for name in stages]
+    assert stamps(output) == before
+    # more of them: those that are there stay
+    made(3)
+    assert len(load_dataset(output / "pairs").split("training")) == 3
+    after = stamps(output)
+    assert {path: after[path] for path in before} == before
+
+    # one's own label maps begin at the second stage, with the weights that are there
+    maps = tmp_path / "maps"
+    shutil.copytree(tiny_dataset(tmp_path / "other", count=2, validation=0, seed=4), maps)
+    content = read_json(maps / "dataset.json")
+    content |= {
+        "training": [{"label": case["label"]} for case in content["training"]],
+        "channel_names": {},
+    }
+    (maps / "dataset.json").write_text(json.dumps(content))
+    shutil.rmtree(maps / "imagesTr")
+    in_this_process.clear()
+    own = generate_medgen3d(
+        tmp_path / "own",
+        BUNDLES,
+        labels=maps,
+        models=output / "models",
+        sampling=CPU,
+        options={REFINER: {"refine_steps": 1, "grid_steps": 20}},
+    )
+    assert in_this_process == [f"generate {IMAGES}", f"generate {REFINER}"]
+    assert not (tmp_path / "own" / "labels").exists()
+    assert errors_of(check_dataset(own)) == []
+    assert [c.name for c in load_dataset(own).split("training")] == ["case_000", "case_001"]
+    for path in (own / "labelsTr").iterdir():
+        assert (
+            path.read_bytes() == (tmp_path / "own" / "images" / "labelsTr" / path.name).read_bytes()
+        )
+
+
+def test_each_stage_gets_its_knobs(commands: Commands, tmp_path: Path) -> None:
+    pairs = generate_medgen3d(
+        tmp_path / "out",
+        BUNDLES,
+        num_samples=5,
+        dataset=tmp_path / "set",
+        preset="compact",
+        training={"slicing_axis": "coronal", "label_group": "organs"},
+        sampling={"seed": 7},
+        options={LABELS: {"steps": 3, "train_max_epochs": 9}, REFINER: {"refine_steps": 4}},
+        label_group="organs",
+    )
+    assert pairs == tmp_path / "out" / "pairs"
+    assert [(name, configs) for name, configs, _ in commands] == [
+        (name, configs)
+        for name in (LABELS, IMAGES, REFINER)
+        for configs in (["train", "compact"], ["inference"])
+    ]
+    knobs = [knobs for _, _, knobs in commands]
+    models = tmp_path / "out" / "models"
+    for number, name in enumerate((LABELS, IMAGES, REFINER)):
+        assert knobs[2 * number]["output_dir"] == str(models / name)
+        assert knobs[2 * number]["dataset_dir"] == str(tmp_path / "set")
+        assert knobs[2 * number]["label_group"] == "organs"
+        assert knobs[2 * number + 1]["ckpt_path"] == str(models / name / "model.pt")
+        assert knobs[2 * number + 1]["seed"] == 7
+    assert [k.get("slicing_axis") for k in knobs[::2]] == ["coronal", "coronal", None]
+    assert [k.get("max_epochs") for k in knobs] == [9, None, None, None, None, None]
+    assert [k.get("steps") for k in knobs[1::2]] == [3, None, None]
+    assert [k.get("refine_steps") for k in knobs[1::2]] == [None, None, 4]
+    assert [k.get("num_samples") for k in knobs[1::2]] == [5, None, None]
+    # generated label maps are merged already
+    folders = [str(tmp_path / "out" / name) for name in ("labels", "images")]
+    assert [k.get("dataset_dir") for k in knobs[1::2]] == [None, *folders]
+    assert all("label_group" not in k for k in knobs[1::2])
+
+
+def test_the_bundles_own_weights_are_the_default(commands: Commands, tmp_path: Path) -> None:
+    options = {"labels": tmp_path / "maps", "label_group": "organs"}
+    generate_medgen3d(tmp_path / "out", BUNDLES, **options)
+    assert [name for name, _, _ in commands] == [IMAGES, REFINER]
+    paths = [knobs["ckpt_path"] for _, _, knobs in commands]
+    assert paths == [str(BUNDLES / n / "models" / "model.pt") for n in (IMAGES, REFINER)]
+    assert commands[0][2]["dataset_dir"] == str(tmp_path / "maps")
+    # only one's own label maps are still to be merged
+    assert commands[0][2]["label_group"] == "organs"
+    assert "label_group" not in commands[1][2]
+
+
+def test_the_verb_passes_on_what_was_said(
+    commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(
+        "medgen3d",
+        str(tmp_path / "out"),
+        num_samples=3,
+        dataset_dir="set",
+        spacing="2,2,3",
+        slicing_axis="sagittal",
+        seed=4,
+        device="cpu",
+        options={IMAGES: {"direction": "backward"}},
+        bundles=str(BUNDLES),
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "pairs")
+    first, second, _, fourth = (knobs for _, _, knobs in commands[:4])
+    expected = {"spacing": [2, 2, 3], "slicing_axis": "sagittal", "device": "cpu"}
+    assert expected.items() <= first.items()
+    assert first["dataset_dir"] == "set"
+    assert {"num_samples": 3, "seed": 4, "device": "cpu"}.items() <= second.items()
+    assert fourth["direction"] == "backward"
+    # what was not said stays the bundles' own
+    assert not {"label_group", "direction"} & (first.keys() | second.keys())
+    with pytest.raises(ValueError, match="expected medgen3d, found 'wgan'"):
+        generate("wgan")
+    with pytest.raises(ValueError, match="expected three numbers"):
+        generate("medgen3d", spacing="2,2")
+
+
+def test_a_bundle_that_is_not_a_stage_is_refused(commands: Commands, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"options: expected some of .*found \['wgan_sn_mp'\]"):
+        generate_medgen3d(tmp_path, BUNDLES, options={"wgan_sn_mp": {"seed": 1}})
+    assert commands == []
+
+
+def test_another_training_in_the_same_folder_is_refused(commands: Commands, tmp_path: Path) -> None:
+    def train(preset: str | None = "compact", **training: Any) -> None:
+        generate_medgen3d(
+            tmp_path / "out", BUNDLES, dataset=tmp_path, preset=preset, training=training
+        )
+
+    train(spacing=[1.0, 1.0, 2.0])
+    trainings = len([configs for _, configs, _ in commands if "train" in configs])
+    train(spacing=(1.0, 1.0, 2.0))
+    assert len([configs for _, configs, _ in commands if "train" in configs]) == trainings == 3
+    with pytest.raises(DataError, match=r"finished\.json: expected the training asked for now"):
+        train(spacing=[1.0, 1.0, 1.0])
+    with pytest.raises(DataError, match=r"finished\.json: expected the training asked for now"):
+        train(preset=None, spacing=[1.0, 1.0, 2.0])
+
+
+def test_a_stage_that_fails_stops_the_chain(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    codes = iter([0, 3])
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(command, next(codes))
+
+    monkeypatch.setattr(chain.subprocess, "run", run)
+    with pytest.raises(
+        DataError, match=f"{IMAGES}: expected the run to end well, found exit code 3"
+    ):
+        generate_medgen3d(tmp_path / "out", BUNDLES)
+
+
+def test_values_reach_the_runner_as_they_are(tmp_path: Path) -> None:
+    knobs = {"a": None, "b": True, "c": [1, 2.5], "d": "text", "e": {"k": 1}, "f": 3}
+    command = chain.bundle_command(tmp_path / "bundle", ["train", "compact"], knobs)
+    words = dict(zip(command[4::2], command[5::2], strict=True))
+    folder = tmp_path / "bundle" / "configs"
+    assert DefaultParseValue(words["--config_file"]) == [
+        str(folder / "train.json"),
+        str(folder / "compact.json"),
+    ]
+    assert {key: DefaultParseValue(words[f"--{key}"]) for key in knobs} == knobs
