@@ -17,17 +17,20 @@ from medpair.data.cohort import Cohort
 from medpair.data.dataset import write_dataset_json
 from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
 from medpair.data.slices import framed
-from medpair.inferers.cases import CaseVolumes, CaseWriter, FrameBatches, ras_size
+from medpair.inferers.cases import CaseVolumes, CaseWriter, FrameBatches, ras_grid
 
 FRAME = (16, 16, 16)
 SIZES = ((16, 14, 12), (16, 18, 12), (10, 9, 8), (17, 16, 20), (12, 12, 12))
 
 
-def card(labels: tuple[str, ...] = ("background", "class_1", "class_2")) -> dict[str, Any]:
+def card(
+    labels: tuple[str, ...] = ("background", "class_1", "class_2"),
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> dict[str, Any]:
     cohort = Cohort(
         name="trained",
         labels=labels,
-        spacing=(1.0, 1.0, 1.0),
+        spacing=spacing,
         sizes=((16, 14, 12),),
         intensity=(100.0, 1100.0),
         channel="MR",
@@ -38,7 +41,7 @@ def card(labels: tuple[str, ...] = ("background", "class_1", "class_2")) -> dict
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three pairs, tilted and stored in another orientation."""
-    return tiny_dataset(tmp_path / "in", count=3, orientation="PSR", tilt=10, spacing=(1, 1, 2))
+    return tiny_dataset(tmp_path / "in", count=3, orientation="PSR", tilt=10)
 
 
 @pytest.fixture
@@ -138,11 +141,20 @@ def test_larger_volumes_get_larger_frames(label_maps: Path) -> None:
 @pytest.mark.parametrize("codes", ["RAS", "PSR", "LIA"])
 def test_sizes_come_from_headers_in_ras_order(codes: str, tmp_path: Path) -> None:
     path = tmp_path / "x.nii.gz"
-    write_volume(path, Volume(np.zeros((4, 5, 6), np.uint8), np.eye(4), codes))
-    assert ras_size(path) == (4, 5, 6)
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    write_volume(path, Volume(np.zeros((4, 5, 6), np.uint8), affine, codes))
+    size, spacing = ras_grid(path)
+    assert size == (4, 5, 6)
+    np.testing.assert_allclose(spacing, [2, 3, 4])
     path.write_bytes(b"no volume")
     with pytest.raises(DataError, match=r"x\.nii\.gz: expected a readable NIfTI volume"):
-        ras_size(path)
+        ras_grid(path)
+
+
+def test_label_maps_on_another_scale_are_refused(folder: Path) -> None:
+    cases_of(folder, card(spacing=(1.03, 1.0, 1.0)))
+    with pytest.raises(DataError, match=r"case_000.*expected the spacing .*\(4.0, 4.0, 4.0\) mm"):
+        cases_of(folder, card(spacing=(4.0, 4.0, 4.0)))
 
 
 def test_classes_are_matched_by_name(folder: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from medpair.data.cohort import Cohort, from_unit, to_unit
+from medpair.data.cohort import SPACING_TOLERANCE, Cohort, from_unit, to_unit
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
 from medpair.data.labels import LabelMap, short_list
@@ -63,7 +63,8 @@ class CaseVolumes(Dataset[dict[str, Any]]):
         unlabelled = [case for case in self.cases if case.label is None]
         if unlabelled:
             raise DataError(f"{unlabelled[0].image}: expected a label map, found none listed")
-        self.frames = [next_frame(ras_size(label_of(c)), frame, multiple) for c in self.cases]
+        self.label_group = label_group
+        self.frames = [self._frame(label_of(case), frame, multiple) for case in self.cases]
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -84,6 +85,17 @@ class CaseVolumes(Dataset[dict[str, Any]]):
             unit = to_unit(image, *self.cohort.intensity)
             item["image"] = torch.from_numpy(framed(unit, frame, PAD_IMAGE))[None]
         return item
+
+    def _frame(self, path: Path, frame: Sequence[int], multiple: int) -> tuple[int, int, int]:
+        """Return the frame of a label map; refuse one on another scale than the training's."""
+        size, spacing = ras_grid(path)
+        if not np.allclose(spacing, self.cohort.spacing, rtol=SPACING_TOLERANCE):
+            raise DataError(
+                f"{path}: expected the spacing that the network was trained at, "
+                f"{tuple(round(n, 3) for n in self.cohort.spacing)} mm, found "
+                f"{tuple(round(float(n), 3) for n in spacing)} (resample the label map first)"
+            )
+        return next_frame(size, frame, multiple)
 
     def read_label(self, case: Case) -> tuple[np.ndarray, Volume]:
         """Return a label map as class indices of the training cohort, and its volume."""
@@ -122,24 +134,25 @@ def as_trained(
     return table[classes]
 
 
-def ras_size(path: Path) -> tuple[int, int, int]:
-    """Return a volume's size in RAS order, from its header.
+def ras_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return a volume's size and spacing (mm) in RAS order, from its header.
 
     Raises:
         DataError: if it is not a readable 3D volume.
     """
     try:
         image: Any = nib.load(path)
-        shape = image.shape[:3]
-        order = nib.orientations.io_orientation(image.affine)[:, 0].astype(int)
+        shape, affine = image.shape[:3], image.affine
+        order = nib.orientations.io_orientation(affine)[:, 0].astype(int)
         if len(shape) != 3:
             raise ValueError(f"shape {image.shape}")
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     except Exception as error:  # nibabel raises a dozen kinds for damaged files
         raise DataError(f"{path}: expected a readable NIfTI volume, found {error}") from error
-    size = [0, 0, 0]
-    for axis, length in zip(order, shape, strict=True):
-        size[axis] = int(length)
-    return size[0], size[1], size[2]
+    size, spacing = [0, 0, 0], np.zeros(3)
+    for axis, length, step in zip(order, shape, lengths, strict=True):
+        size[axis], spacing[axis] = int(length), step
+    return (size[0], size[1], size[2]), spacing
 
 
 class FrameBatches(Sampler[list[int]]):
@@ -221,6 +234,7 @@ class CaseWriter:
             "generator": generator,
             "weights": Path(weights).name,
             "weights_sha256": file_sha256(weights),
+            "label_group_of_input": cases.label_group,
             **inferer.origin(),
         }
         names = [case.name for case in cases.cases]
