@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,14 @@ from medpair.data.cohort import read_card, read_cohort
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import read_json, read_volume
-from tests.bundles.conftest import BUNDLES, SMALL_UNET, run
+from tests.bundles.conftest import (
+    BUNDLES,
+    SMALL_MCDPM,
+    SMALL_REFINER,
+    SMALL_UNET,
+    SMALL_VID2VID,
+    run,
+)
 
 pytestmark = pytest.mark.skipif(
     "MEDPAIR_DATA" not in os.environ, reason="MEDPAIR_DATA names no folder of real volumes"
@@ -124,6 +132,52 @@ def test_a_thorax_keeps_its_ct_numbers_and_organs(data: Path) -> None:
     low, high = cohort.intensity
     assert low <= -1000
     assert high > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "spacing", "axis"),
+    [
+        ("thorax_ct", "seven_organs", [12.0, 12.0, 12.0], "axial"),
+        ("brain_t1", "four_tissues", [10.0, 10.0, 10.0], "coronal"),
+    ],
+)
+def test_real_cohorts_go_through_every_stage(
+    data: Path, tmp_path: Path, name: str, group: str, spacing: list[float], axis: str
+) -> None:
+    """Three stages, each trained for a moment: whole folders on the right scale, no quality."""
+    common = {"dataset_dir": str(data / name), "label_group": group, "spacing": spacing}
+    small: dict[str, dict[str, Any]] = {
+        "medgen3d_mcdpm": {**SMALL_MCDPM, "slicing_axis": axis},
+        "medgen3d_vid2vid": {**SMALL_VID2VID, "slicing_axis": axis},
+        "medgen3d_semantic_refiner": SMALL_REFINER,
+    }
+    steps: dict[str, dict[str, Any]] = {
+        "medgen3d_mcdpm": {"num_samples": 2, "steps": 2},
+        "medgen3d_vid2vid": {},
+        "medgen3d_semantic_refiner": {"refine_steps": 2, "grid_steps": 20},
+    }
+    source = ""
+    for bundle, knobs in small.items():
+        model = tmp_path / "models" / bundle
+        run(bundle, ["train"], output_dir=str(model), **{**knobs, "max_epochs": 1}, **common)
+        target = str(tmp_path / bundle)
+        steps[bundle] |= {"dataset_dir": source} if source else {}
+        weights = str(model / "model.pt")
+        run(bundle, ["inference"], "infer", ckpt_path=weights, output_dir=target, **steps[bundle])
+        assert errors_of(check_dataset(target)) == []
+        source = target
+    card = read_card(tmp_path / "models" / "medgen3d_vid2vid" / "model.pt")
+    low, high = card["cohort"]["intensity"]
+    # padding of -2048 is not part of the scale
+    assert low >= -1024
+    for case in load_dataset(source).split("training"):
+        assert case.image is not None
+        image, label = read_volume(case.image), read_volume(case.label)
+        np.testing.assert_allclose(image.spacing, spacing, rtol=1e-3)
+        assert image.array.shape == label.array.shape
+        assert low - 1 <= image.array.min()
+        assert image.array.max() <= high + 1
+        assert set(np.unique(label.array)) <= set(range(len(card["cohort"]["labels"])))
 
 
 def test_the_shipped_generator_draws_hippocampi(tmp_path: Path) -> None:
