@@ -93,6 +93,31 @@ def test_grey_shows_a_third_class_between_two_others_and_bits_need_not() -> None
     assert LabelCode(3, "one_hot").decode(blurred["one_hot"]).item() in (0, 2)
 
 
+@pytest.mark.parametrize("encoding", ["grey", "one_hot", "bits"])
+def test_the_posterior_of_a_noisy_code_is_bayes_rule(encoding: str) -> None:
+    """Against the Gaussian density of each word, times the prior, normalised."""
+    code = LabelCode(5, encoding)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 5, (3, 4, 6), generator=generator)
+    alpha, sigma = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.4, 0.8, 0.9])
+    shaped = [value.view(3, 1, 1, 1) for value in (alpha, sigma)]
+    words = code.encode(label)
+    noisy = shaped[0] * words + shaped[1] * torch.randn(words.shape, generator=generator)
+    prior = torch.randn(3, 5, 4, 6, generator=generator)
+    found = code.posterior_logits(prior, noisy, *shaped).softmax(dim=1)
+    gaussian = torch.distributions.Normal(0.0, 1.0)
+    density = torch.stack(
+        [
+            gaussian.log_prob((noisy - shaped[0] * word.view(1, -1, 1, 1)) / shaped[1]).sum(dim=1)
+            for word in code.words
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(found, (prior + density).softmax(dim=1), atol=1e-5, rtol=1e-4)
+    mean = sum(found[:, k : k + 1] * word.view(1, -1, 1, 1) for k, word in enumerate(code.words))
+    torch.testing.assert_close(code.mean(found.log()), mean, atol=1e-5, rtol=1e-4)
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="num_classes: expected two or more, found 1"):
         LabelCode(1)

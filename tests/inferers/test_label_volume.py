@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medpair.data.cohort import Cohort, LabelledVolume
 from medpair.data.files import DataError, read_json, read_volume, save_torch
@@ -92,6 +93,8 @@ class Oracle(nn.Module):
             "v": (alpha * x - x0) / sigma,
             "x0": x0,
             "flow": (x - x0) / sigma,
+            "classes": 50.0
+            * functional.one_hot(self.truth[rows], self.code.num_classes).movedim(-1, 1).float(),
         }[self.diffusion.objective]
         if self.diffusion.learn_variance:
             output = torch.cat([output, torch.zeros_like(output)], dim=1)
@@ -142,6 +145,7 @@ def generate(inferer: LabelVolumeInferer, network: nn.Module, *indices: int) -> 
             3,
         ),
         ({"objective": "v", "schedule": "cosine"}, None, 4),
+        ({"objective": "classes", "schedule": "cosine"}, None, 4),
         ({"objective": "flow", "schedule": "flow"}, None, 4),
         ({"objective": "flow", "schedule": "flow"}, "dpm_solver_pp", 4),
     ],

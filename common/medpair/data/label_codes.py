@@ -65,6 +65,31 @@ class LabelCode:
         words = self.words.to(label.device)
         return words[label.long()].movedim(-1, 1)
 
+    def posterior_logits(
+        self, logits: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Add what a noisy code says of its own voxel to what the surroundings say.
+
+        The first is known in closed form: for ``noisy = alpha word + sigma eps``, the log-likelihood
+        of class k is ``(alpha <noisy, word_k> - alpha^2 |word_k|^2 / 2) / sigma^2``, up to a
+        constant.
+
+        Args:
+            logits: (B, num_classes, ...) of each class, from a network.
+            noisy: (B, channels, ...) the noisy code.
+            alpha: broadcastable to ``noisy``.
+            sigma: broadcastable to ``noisy``, above 0.
+        """
+        words = self.words.to(noisy)
+        fit = torch.einsum("bc...,kc->bk...", noisy, words)
+        size = words.square().sum(dim=1).view(1, -1, *[1] * (noisy.ndim - 2))
+        gain = alpha / sigma.square()
+        return logits + gain * (fit - 0.5 * alpha * size)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """(B, num_classes, ...) logits -> (B, channels, ...) expected code."""
+        return torch.einsum("bk...,kc->bc...", logits.softmax(dim=1), self.words.to(logits))
+
     def decode(self, code: Tensor) -> Tensor:
         """(B, channels, ...) numbers -> (B, ...) class indices, uint8 or int32."""
         words = self.words.to(code)

@@ -5,6 +5,7 @@ Objectives, for ``x_t = alpha x_0 + sigma eps``::
     epsilon    eps                      Ho et al. 2020; with any T-step schedule
     v          alpha eps - sigma x_0    Salimans & Ho 2022
     x0         x_0                      for label codes, as Chen et al. 2023 (analog bits)
+    classes    logits of label classes  for label codes: see ``MaskSequenceTask``
     flow       eps - x_0                flow matching on the straight path (alpha = 1 - t)
 
 With ``learn_variance`` the network gives a second half of channels, from which the variance of a
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from medpair.diffusion.schedule import Schedule
 
-Objective = Literal["epsilon", "v", "x0", "flow"]
-OBJECTIVES = ("epsilon", "v", "x0", "flow")
+Objective = Literal["epsilon", "v", "x0", "classes", "flow"]
+OBJECTIVES = ("epsilon", "v", "x0", "classes", "flow")
 # Width of the bins of the discrete likelihood at the last step: 256 levels in -1..1
 BIN = 2.0 / 255.0
 
@@ -110,6 +111,8 @@ class Diffusion:
             return Prediction((x - sigma * output) / alpha, fraction)
         if self.objective == "v":
             return Prediction(alpha * x - sigma * output, fraction)
+        if self.objective == "classes":
+            raise ValueError("objective: expected codes, which 'classes' needs, found none")
         if self.objective == "x0":
             return Prediction(output, fraction)
         return Prediction(x - sigma * output, fraction)

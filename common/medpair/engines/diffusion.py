@@ -9,6 +9,7 @@ import torch
 from monai.engines.trainer import Trainer
 from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medpair.data.label_codes import LabelCode
 from medpair.data.sampling import torch_generator
@@ -31,6 +32,11 @@ class Task(Protocol):
 class MaskSequenceTask:
     """MC-DPM's training step: noise what is not given, predict, judge only that.
 
+    With the objective ``classes`` the network gives the logits of each voxel's class from what
+    surrounds it; what the voxel's own noisy code says is added in closed form; and the loss is the
+    cross-entropy. With the other objectives the network must carry the noise of all m slices
+    through its width, and thin structures are lost where it is too narrow.
+
     Args:
         diffusion: schedule and objective.
         code: how label maps become numbers.
@@ -51,8 +57,13 @@ class MaskSequenceTask:
         # slices that are given stay clean at every time
         x = torch.lerp(x0, self.diffusion.noised(x0, t, noise), hidden)
         time = t * self.diffusion.schedule.timesteps
-        output = network(x, time, batch["known"], batch["position"])
-        return self.diffusion.loss(output.float(), x0, noise, t, hidden)
+        output = network(x, time, batch["known"], batch["position"]).float()
+        if self.diffusion.objective != "classes":
+            return self.diffusion.loss(output, x0, noise, t, hidden)
+        logits = self.code.posterior_logits(output, x, *self.diffusion.levels(t, x))
+        loss = functional.cross_entropy(logits, batch["label"].long(), reduction="none")
+        weight = hidden[:, 0].expand_as(loss)
+        return {"loss": (loss * weight).sum() / weight.sum().clamp_min(1.0)}
 
 
 class DiffusionTrainer(Trainer):

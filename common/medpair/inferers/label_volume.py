@@ -291,7 +291,12 @@ class LabelVolumeInferer:
                 marks = torch.cat([known, torch.zeros_like(known)])
                 output = network(both, scaled.repeat(2), marks, position.repeat(2))
                 output = self._guided(*output.chunk(2))
-            return self.diffusion.predicted(output.float(), x, time)
+            if self.diffusion.objective != "classes":
+                return self.diffusion.predicted(output.float(), x, time)
+            levels = self.diffusion.levels(time, x)
+            return Prediction(
+                self.code.mean(self.code.posterior_logits(output.float(), x, *levels))
+            )
 
         x0 = sample(self.diffusion, denoise, start, self.grid, self.solver, noise)
         return self.code.decode(x0).cpu().numpy()

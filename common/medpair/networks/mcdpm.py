@@ -31,6 +31,7 @@ class MaskSequenceDenoiser(nn.Module):
         channels: width of each level of the U-Net.
         num_res_blocks: blocks per level.
         attention_levels: which levels have attention.
+        classes: predict logits of so many classes per voxel instead of code channels; 0 for codes.
         patch: the U-Net works on squares of so many pixels a side, whose pixels are channels too:
             2 saves a third of the time at equal widths.
     """
@@ -44,6 +45,7 @@ class MaskSequenceDenoiser(nn.Module):
         num_res_blocks: int = 2,
         attention_levels: Sequence[bool] = (False, False, True),
         patch: int = 1,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -54,10 +56,12 @@ class MaskSequenceDenoiser(nn.Module):
             "num_res_blocks": num_res_blocks,
             "attention_levels": list(attention_levels),
             "patch": patch,
+            "classes": classes,
         }
         self.patch = patch
         self.window = window
-        self.output_channels = code_channels * output_factor
+        self.classes = classes
+        self.output_channels = classes or code_channels * output_factor
         self.unet = DiffusionUNet(
             in_channels=window * (code_channels + 1) * patch**2,
             out_channels=window * self.output_channels * patch**2,
@@ -96,6 +100,8 @@ class MaskSequenceDenoiser(nn.Module):
         packed = functional.pixel_unshuffle(torch.cat([x.flatten(1, 2), planes], dim=1), self.patch)
         out = functional.pixel_shuffle(self.unet(packed, time, position=position), self.patch)
         out = out.view(b, self.output_channels, m, h, w)
+        if self.classes:
+            return out
         emb = self.unet.time(embedding(time, self.unet.base))
         direct = self.direct(emb).view(b, -1, m, 1, 1) * x
         if self.output_channels == x.shape[1]:
