@@ -70,9 +70,9 @@ class LabelCode:
     ) -> Tensor:
         """Add what a noisy code says of its own voxel to what the surroundings say.
 
-        The first is known in closed form: for ``noisy = alpha word + sigma eps``, the log-likelihood
-        of class k is ``(alpha <noisy, word_k> - alpha^2 |word_k|^2 / 2) / sigma^2``, up to a
-        constant.
+        The first is known in closed form. For ``noisy = alpha word + sigma eps``, class k has, up
+        to a constant, the log-likelihood ``(alpha <noisy, word_k> - alpha^2 |word_k|^2 / 2) /
+        sigma^2``.
 
         Args:
             logits: (B, num_classes, ...) of each class, from a network.
