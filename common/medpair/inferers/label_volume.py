@@ -118,6 +118,9 @@ class LabelVolumeInferer:
         guidance: weight w of classifier-free guidance, ``unconditional + w (conditional -
             unconditional)``; 1 is none, and costs half. In the unconditional branch the given
             slices are noised like the others and not marked.
+        evidence: for the objective ``classes``: weight of what a voxel's noisy code says of itself.
+            1 is Bayes' rule for a network that has learned what the surroundings say; one that has
+            been trained briefly leaves specks, since its own answer contains that evidence too.
         height: N, slices of the generated volume; None: as in training.
         reject: replace an implausible volume by that of the next attempt's seed.
         attempts: tries before an implausible volume is kept.
@@ -133,6 +136,7 @@ class LabelVolumeInferer:
         solver: Solver | None = None,
         steps: int | None = None,
         guidance: float = 1.0,
+        evidence: float = 0.5,
         height: int | None = None,
         reject: bool = False,
         attempts: int = 10,
@@ -162,6 +166,7 @@ class LabelVolumeInferer:
         self.steps = few if steps is None else steps
         self.grid = times(self.diffusion.schedule, self.solver, self.steps)
         self.guidance = float(guidance)
+        self.evidence = float(evidence)
         self.seed = seed
         self.reject = reject
         self.attempts = attempts
@@ -174,6 +179,7 @@ class LabelVolumeInferer:
             "sampler": self.solver,
             "steps": self.steps,
             "guidance": self.guidance,
+            "evidence": self.evidence,
             "frame": self.frame,
             "reject": self.reject,
             **({"attempts": self.attempts} if self.reject else {}),
@@ -293,10 +299,9 @@ class LabelVolumeInferer:
                 output = self._guided(*output.chunk(2))
             if self.diffusion.objective != "classes":
                 return self.diffusion.predicted(output.float(), x, time)
-            levels = self.diffusion.levels(time, x)
-            return Prediction(
-                self.code.mean(self.code.posterior_logits(output.float(), x, *levels))
-            )
+            prior, levels = output.float(), self.diffusion.levels(time, x)
+            posterior = self.code.posterior_logits(prior, x, *levels)
+            return Prediction(self.code.mean(torch.lerp(prior, posterior, self.evidence)))
 
         x0 = sample(self.diffusion, denoise, start, self.grid, self.solver, noise)
         return self.code.decode(x0).cpu().numpy()
