@@ -37,7 +37,7 @@ DEMO_SYNTHETIC = 80
 DEMO_THORAX: dict[str, Any] = {"count": 40, "size": (40, 40, 32), "spacing": (10.0, 10.0, 10.0)}
 DEMO_MEDGEN3D_SAMPLES = 4
 DEMO_MEDGEN3D: dict[str, dict[str, Any]] = {
-    LABELS: {"train_max_epochs": 5, "steps": 12},
+    LABELS: {"train_max_epochs": 5, "steps": 12, "evidence": 0.25},
     IMAGES: {"train_max_epochs": 3, "train_grow_every": 1},
     REFINER: {"train_max_epochs": 2},
 }

@@ -132,9 +132,9 @@ def preview_datasets(
                 label = labels.encode(stored, str(case.label))
             if case.image is not None:
                 image = read_volume(case.image).array
-            else:  # a label map alone is shown on black
+            else:  # a label map alone is shown on its own silhouette
                 assert label is not None
-                image = np.zeros(label.shape, np.float32)
+                image = (label > 0).astype(np.float32)
             column.append((image, label, f"{dataset.name}: {case.name}"))
         columns.append(column)
     rows = [pair for line in zip(*columns, strict=False) for pair in line]
