@@ -100,7 +100,7 @@ def test_names_must_differ_as_those_of_images_must(folder: Path) -> None:
     assert "'map_0'" in fault.found
 
 
-def test_preview_shows_them_on_black(folder: Path, tmp_path: Path) -> None:
+def test_preview_shows_them_on_their_silhouette(folder: Path, tmp_path: Path) -> None:
     from matplotlib.image import imread
 
     preview_datasets([folder], tmp_path / "sheet.png", count=2)
