@@ -14,7 +14,7 @@ from medpair.engines.checkpoint import plain
 
 WGAN = "wgan_sn_mp"
 SEGMENTATION = "unet_segmentation"
-# MedGen3D's stages, in order: bundle, folder of what it makes, which input it adds to the knobs
+# MedGen3D's stages in order: each bundle, and the folder of what it makes
 LABELS, IMAGES, REFINER = "medgen3d_mcdpm", "medgen3d_vid2vid", "medgen3d_semantic_refiner"
 STAGES = {LABELS: "labels", IMAGES: "images", REFINER: "pairs"}
 
