@@ -104,7 +104,7 @@ def test_the_posterior_of_a_noisy_code_is_bayes_rule(encoding: str) -> None:
     words = code.encode(label)
     noisy = shaped[0] * words + shaped[1] * torch.randn(words.shape, generator=generator)
     prior = torch.randn(3, 5, 4, 6, generator=generator)
-    found = code.posterior_logits(prior, noisy, *shaped).softmax(dim=1)
+    found = (prior + code.evidence(noisy, *shaped)).softmax(dim=1)
     gaussian = torch.distributions.Normal(0.0, 1.0)
     density = torch.stack(
         [
@@ -116,6 +116,20 @@ def test_the_posterior_of_a_noisy_code_is_bayes_rule(encoding: str) -> None:
     torch.testing.assert_close(found, (prior + density).softmax(dim=1), atol=1e-5, rtol=1e-4)
     mean = sum(found[:, k : k + 1] * word.view(1, -1, 1, 1) for k, word in enumerate(code.words))
     torch.testing.assert_close(code.mean(found.log()), mean, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("encoding", ["grey", "one_hot", "bits"])
+def test_what_is_given_clean_counts_as_certain(encoding: str) -> None:
+    """At a time of nothing but noise, the given slice still says its class, the hidden one none."""
+    code = LabelCode(5, encoding)  # type: ignore[arg-type]
+    label = torch.tensor([[[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]])
+    x = code.encode(label)
+    hidden = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
+    alpha, sigma = torch.tensor(1e-3).view(1, 1, 1, 1), torch.tensor(1.0).view(1, 1, 1, 1)
+    found = code.evidence(x, alpha, sigma, hidden).softmax(dim=1)
+    chosen = found.gather(1, label[:, None])[:, 0]
+    assert (chosen[:, 0] > 1 - 1e-6).all()
+    torch.testing.assert_close(chosen[:, 1], torch.full((1, 5), 0.2), atol=5e-3, rtol=0)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

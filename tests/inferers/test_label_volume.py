@@ -79,7 +79,15 @@ class Oracle(nn.Module):
         self.truth = torch.from_numpy(np.moveaxis(truth, inferer.axis, 0).astype(np.int64))
         self.calls: list[dict[str, Tensor]] = []
 
-    def forward(self, x: Tensor, time: Tensor, known: Tensor, position: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        known: Tensor,
+        position: Tensor,
+        evidence: Tensor | None = None,
+    ) -> Tensor:
+        assert (evidence is not None) == (self.diffusion.objective == "classes")
         first = (position * len(self.truth)).round().long()
         rows = first[:, None] + torch.arange(x.shape[2])
         self.calls.append(

@@ -123,3 +123,30 @@ def test_memory_layout_changes_nothing() -> None:
     plain = network(**given)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.testing.assert_close(network(**given), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_correct_within_two_voxels_in_all_three_directions_and_no_further() -> None:
+    network = awake(MaskSequenceDenoiser(6, 2, 1, **SMALL, classes=3, neighbourhood=8))
+    given = inputs(window=6)
+    # group norm sees the whole window: what reaches further than two convolutions is that alone
+    network.neighbourhood.norm = nn.Identity()
+    evidence = draw(2, 3, 6, 8, 12)
+    base = network(**given, evidence=evidence)
+    other = evidence.clone()
+    other[0, 1, 2, 4, 5] += 3
+    change = (network(**given, evidence=other) - base)[0].abs().amax(dim=0)
+    slices, rows, columns = torch.nonzero(change > 1e-6).T
+    assert (slices.min(), slices.max()) == (0, 4)
+    assert (rows.min(), rows.max()) == (2, 6)
+    assert (columns.min(), columns.max()) == (3, 7)
+
+
+def test_without_a_neighbourhood_evidence_changes_nothing() -> None:
+    network = awake(MaskSequenceDenoiser(4, 2, 1, **SMALL, classes=3))
+    given = inputs()
+    evidence = draw(2, 3, 4, 8, 12)
+    torch.testing.assert_close(network(**given, evidence=evidence), network(**given))
+    assert network.settings["neighbourhood"] == 0
+    # codes have no classes to correct
+    plain = MaskSequenceDenoiser(4, 2, 1, **SMALL, neighbourhood=8)
+    assert plain.neighbourhood is None

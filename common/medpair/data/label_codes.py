@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Slices given clean count as hardly noisy: log-odds of 20 between the two nearest classes
+CERTAIN = 20.0
 Encoding = Literal["grey", "one_hot", "bits"]
 
 
@@ -65,26 +67,30 @@ class LabelCode:
         words = self.words.to(label.device)
         return words[label.long()].movedim(-1, 1)
 
-    def posterior_logits(
-        self, logits: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor
+    def evidence(
+        self, noisy: Tensor, alpha: Tensor, sigma: Tensor, hidden: Tensor | None = None
     ) -> Tensor:
-        """Add what a noisy code says of its own voxel to what the surroundings say.
+        """Return what a noisy code says of its own voxel: (B, num_classes, ...) log-likelihoods.
 
-        The first is known in closed form. For ``noisy = alpha word + sigma eps``, class k has, up
-        to a constant, the log-likelihood ``(alpha <noisy, word_k> - alpha^2 |word_k|^2 / 2) /
-        sigma^2``.
+        For ``noisy = alpha word + sigma eps``, class k has, up to a constant, ``(alpha <noisy,
+        word_k> - alpha^2 |word_k|^2 / 2) / sigma^2``. Added to the logits of a network that knows
+        the surroundings alone, this is Bayes' rule.
 
         Args:
-            logits: (B, num_classes, ...) of each class, from a network.
             noisy: (B, channels, ...) the noisy code.
-            alpha: broadcastable to ``noisy``.
-            sigma: broadcastable to ``noisy``, above 0.
+            alpha: broadcastable to ``noisy``, with one channel.
+            sigma: likewise, above 0.
+            hidden: likewise, 1 where the code is noisy, 0 where it is given clean and thus certain.
         """
+        if hidden is not None:
+            alpha = torch.lerp(torch.ones_like(hidden), alpha, hidden)
+            least = torch.nn.functional.pdist(self.words).min() / (2 * CERTAIN) ** 0.5
+            sigma = torch.lerp(torch.full_like(hidden, float(least)), sigma, hidden)
         words = self.words.to(noisy)
         fit = torch.einsum("bc...,kc->bk...", noisy, words)
         size = words.square().sum(dim=1).view(1, -1, *[1] * (noisy.ndim - 2))
         gain = alpha / sigma.square()
-        return logits + gain * (fit - 0.5 * alpha * size)
+        return gain * (fit - 0.5 * alpha * size)
 
     def mean(self, logits: Tensor) -> Tensor:
         """(B, num_classes, ...) logits -> (B, channels, ...) expected code."""

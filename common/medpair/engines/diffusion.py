@@ -10,6 +10,7 @@ from monai.engines.trainer import Trainer
 from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from medpair.data.label_codes import LabelCode
 from medpair.data.sampling import torch_generator
@@ -57,10 +58,11 @@ class MaskSequenceTask:
         # slices that are given stay clean at every time
         x = torch.lerp(x0, self.diffusion.noised(x0, t, noise), hidden)
         time = t * self.diffusion.schedule.timesteps
-        output = network(x, time, batch["known"], batch["position"]).float()
+        given = (x, time, batch["known"], batch["position"])
         if self.diffusion.objective != "classes":
-            return self.diffusion.loss(output, x0, noise, t, hidden)
-        logits = self.code.posterior_logits(output, x, *self.diffusion.levels(t, x))
+            return self.diffusion.loss(network(*given).float(), x0, noise, t, hidden)
+        evidence = self.code.evidence(x, *self.diffusion.levels(t, x), hidden)
+        logits = network(*given, evidence).float() + evidence
         loss = functional.cross_entropy(logits, batch["label"].long(), reduction="none")
         weight = hidden[:, 0].expand_as(loss)
         return {"loss": (loss * weight).sum() / weight.sum().clamp_min(1.0)}
@@ -112,7 +114,9 @@ class DiffusionTrainer(Trainer):
         if self.state.device.type == "cpu":
             keep_freed_memory()
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(self.state.device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.network = network.to(self.state.device)
+        # convolutions in three dimensions keep theirs: a module of both refuses one layout for all
+        convert_conv2d_weight_memory_format(self.network, layout)
         self.optimizer = optimizer
         self.task = task
         self.averaged = AveragedWeights(self.network, averaging)

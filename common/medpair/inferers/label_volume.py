@@ -283,25 +283,29 @@ class LabelVolumeInferer:
 
         start = noise()
         of_given = noise() if self.guidance != 1.0 else None
+        ones = torch.ones_like(hidden)
 
         def denoise(x: Tensor, t: float) -> Prediction:
             time = torch.full((len(windows),), t, device=device)
             scaled = time * self.diffusion.schedule.timesteps
-            x_in = torch.lerp(clean, x, hidden)
             self.evaluations += 1
-            if of_given is None:
-                output = network(x_in, scaled, known, position)
-            else:
+            given, free, times, place = clean, hidden, scaled, position
+            if of_given is not None:  # both branches in one batch
                 noised = self.diffusion.noised(clean, time, of_given)
-                both = torch.cat([x_in, torch.lerp(noised, x, hidden)])
-                marks = torch.cat([known, torch.zeros_like(known)])
-                output = network(both, scaled.repeat(2), marks, position.repeat(2))
+                given, free = torch.cat([clean, noised]), torch.cat([hidden, ones])
+                times, place = times.repeat(2), place.repeat(2)
+            x_in = torch.lerp(given, x.repeat(len(given) // len(x), 1, 1, 1, 1), free)
+            inputs = [x_in, times, 1.0 - free[:, 0, :, 0, 0], place]
+            if self.diffusion.objective == "classes":
+                levels = self.diffusion.levels(time[:1], x)
+                inputs.append(self.code.evidence(x_in, *levels, free))
+            output = network(*inputs)
+            if of_given is not None:
                 output = self._guided(*output.chunk(2))
             if self.diffusion.objective != "classes":
                 return self.diffusion.predicted(output.float(), x, time)
-            prior, levels = output.float(), self.diffusion.levels(time, x)
-            posterior = self.code.posterior_logits(prior, x, *levels)
-            return Prediction(self.code.mean(torch.lerp(prior, posterior, self.evidence)))
+            own = self.code.evidence(x, *self.diffusion.levels(time, x))
+            return Prediction(self.code.mean(output.float() + self.evidence * own))
 
         x0 = sample(self.diffusion, denoise, start, self.grid, self.solver, noise)
         return self.code.decode(x0).cpu().numpy()

@@ -9,7 +9,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medpair.networks.diffusion_unet import DiffusionUNet, embedding
+from medpair.networks.diffusion_unet import DiffusionUNet, embedding, groups_for
+
+
+class Neighbourhood(nn.Module):
+    """Correct each voxel's class by the voxels around it, in three dimensions.
+
+    The U-Net decides what is where, on squares of pixels and through a narrow width; a boundary,
+    or a cortex of one voxel, is decided here: what it says and what the noisy code of each voxel
+    says are one probability per class, and two convolutions at full size, the same for every
+    slice of the window, look at those of the neighbours.
+
+    Args:
+        classes: K.
+        channels: width.
+        emb_channels: of the time's embedding.
+    """
+
+    def __init__(self, classes: int, channels: int, emb_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(classes, channels, 3, padding=1)
+        self.film = nn.Linear(emb_channels, 2 * channels)
+        self.norm = nn.GroupNorm(groups_for(channels), channels)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv_out = nn.Conv3d(channels, classes, 1)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, logits: Tensor, emb: Tensor) -> Tensor:
+        """Return the correction (B, K, m, H, W) of posterior logits (B, K, m, H, W)."""
+        h = self.conv1(logits.softmax(dim=1).contiguous(memory_format=torch.channels_last_3d))
+        scale, shift = self.film(functional.silu(emb))[..., None, None, None].chunk(2, dim=1)
+        h = functional.silu(self.norm(h) * (1 + scale) + shift)
+        return self.conv_out(functional.silu(h + self.conv2(h)))
 
 
 class MaskSequenceDenoiser(nn.Module):
@@ -34,6 +66,7 @@ class MaskSequenceDenoiser(nn.Module):
         classes: predict logits of so many classes per voxel instead of code channels; 0 for codes.
         patch: the U-Net works on squares of so many pixels a side, whose pixels are channels too:
             2 does without the costly level of full size.
+        neighbourhood: with ``classes``, width of the correction by neighbours; 0 for none.
     """
 
     def __init__(
@@ -46,6 +79,7 @@ class MaskSequenceDenoiser(nn.Module):
         attention_levels: Sequence[bool] = (False, False, True),
         patch: int = 1,
         classes: int = 0,
+        neighbourhood: int = 0,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -57,6 +91,7 @@ class MaskSequenceDenoiser(nn.Module):
             "attention_levels": list(attention_levels),
             "patch": patch,
             "classes": classes,
+            "neighbourhood": neighbourhood if classes else 0,
         }
         self.patch = patch
         self.window = window
@@ -79,12 +114,23 @@ class MaskSequenceDenoiser(nn.Module):
             for parameter in self.direct.parameters():
                 nn.init.zeros_(parameter)
 
+        self.neighbourhood: Neighbourhood | None = None
+        if classes and neighbourhood:
+            self.neighbourhood = Neighbourhood(classes, neighbourhood, 4 * self.unet.base)
+
     @property
     def factor(self) -> int:
         """In-plane sizes must be multiples of this."""
         return self.unet.factor * self.patch
 
-    def forward(self, x: Tensor, time: Tensor, known: Tensor, position: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        known: Tensor,
+        position: Tensor,
+        evidence: Tensor | None = None,
+    ) -> Tensor:
         """Return the prediction for every slice.
 
         Args:
@@ -92,18 +138,22 @@ class MaskSequenceDenoiser(nn.Module):
             time: (B,) t * timesteps.
             known: (B, m) 1 for slices given clean.
             position: (B,) first slice of the window relative to the volume's height.
+            evidence: (B, classes, m, H, W) log-likelihood of each class given the voxel's own code,
+                for the correction by neighbours.
 
         Returns:
-            (B, C * output_factor, m, H, W).
+            (B, C * output_factor, m, H, W), or logits (B, classes, m, H, W).
         """
         b, _, m, h, w = x.shape
         planes = known.to(x)[:, :, None, None].expand(b, m, h, w)
         packed = functional.pixel_unshuffle(torch.cat([x.flatten(1, 2), planes], dim=1), self.patch)
         out = functional.pixel_shuffle(self.unet(packed, time, position=position), self.patch)
         out = out.view(b, self.output_channels, m, h, w)
+        emb = self.unet.time(embedding(time, self.unet.base))
+        if self.neighbourhood is not None and evidence is not None:
+            out = out + self.neighbourhood(out + evidence, emb)
         if self.direct is None:
             return out
-        emb = self.unet.time(embedding(time, self.unet.base))
         direct = self.direct(emb).view(b, -1, m, 1, 1) * x
         if self.output_channels == x.shape[1]:
             return out + direct
