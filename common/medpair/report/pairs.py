@@ -1,0 +1,135 @@
+"""Cohorts as the report sees them: one split of a dataset folder, read a pair at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from medpair.data.cohort import resample, robust_range, to_unit
+from medpair.data.dataset import Case, DatasetFolder, load_dataset
+from medpair.data.files import DataError, read_volume
+from medpair.data.labels import LabelMap
+from medpair.data.sampling import numpy_generator
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One labelled volume in RAS.
+
+    Attributes:
+        name: the case's name.
+        image: (W, H, D) float32, as stored.
+        label: (W, H, D) class indices.
+        spacing: millimetres per axis.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    spacing: tuple[float, float, float]
+
+    def unit(self) -> np.ndarray:
+        """Return the image with its robust range mapped to -1..1 and clipped."""
+        return to_unit(self.image, *robust_range(self.image))
+
+
+@dataclass(frozen=True)
+class PairFolder:
+    """The pairs of one split of a dataset folder; nothing is held in memory.
+
+    Attributes:
+        folder: the dataset folder.
+        split: which of its lists.
+        classes: the labels, merged by ``label_group``.
+        cases: those that are used.
+        total: how many the split has.
+        spacing: pairs are brought to these millimetres per axis; None: as stored.
+    """
+
+    folder: DatasetFolder
+    split: str
+    classes: LabelMap
+    cases: tuple[Case, ...]
+    total: int
+    spacing: tuple[float, float, float] | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Pair:
+        """Read a pair.
+
+        Raises:
+            DataError: if a file cannot be used; names the file.
+        """
+        case = self.cases[index]
+        assert case.image is not None
+        assert case.label is not None
+        image, label = read_volume(case.image), read_volume(case.label)
+        if image.array.shape != label.array.shape:
+            raise DataError(
+                f"{case.label}: expected the image's shape {image.array.shape}, "
+                f"found {label.array.shape}"
+            )
+        if not np.isfinite(image.array).all():
+            raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
+        encoded = self.classes.encode(np.rint(label.array).astype(np.int64), str(case.label))
+        grid = self.spacing or image.spacing
+        return Pair(
+            case.name,
+            resample(image.array, image.spacing, grid, order=1),
+            resample(encoded, image.spacing, grid, order=0),
+            grid,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the foreground classes."""
+        return tuple(self.classes.names[1:])
+
+    @property
+    def num_labels(self) -> int:
+        """Number of foreground classes."""
+        return len(self.names)
+
+
+def open_pairs(
+    root: str | Path,
+    split: str = "training",
+    label_group: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    spacing: tuple[float, float, float] | None = None,
+) -> PairFolder:
+    """Open the labelled pairs of one split.
+
+    Args:
+        root: the dataset folder.
+        split: training, validation or test.
+        label_group: merge of its labels.
+        limit: use so many, drawn by ``seed``, in the split's order; None for all.
+        seed: of that draw.
+        spacing: grid to bring the pairs to; None: as stored.
+
+    Raises:
+        DataError: if the folder or its split cannot be used, or a case has no label.
+    """
+    folder = load_dataset(root)
+    cases = folder.split(split)
+    for case in cases:
+        if case.label is None:
+            raise DataError(
+                f"{folder.root / 'dataset.json'}: {split}: expected a label for {case.name}, "
+                "found none"
+            )
+    picked = cases
+    if limit is not None and limit < len(cases):
+        chosen = numpy_generator(seed).permutation(len(cases))[:limit]
+        picked = tuple(cases[index] for index in sorted(chosen))
+    return PairFolder(folder, split, folder.labels(label_group), picked, len(cases), spacing)
