@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +128,17 @@ def open_pairs(
                 f"{folder.root / 'dataset.json'}: {split}: expected a label for {case.name}, "
                 "found none"
             )
-    picked = cases
-    if limit is not None and limit < len(cases):
-        chosen = numpy_generator(seed).permutation(len(cases))[:limit]
-        picked = tuple(cases[index] for index in sorted(chosen))
+    picked = _drawn(cases, limit, seed)
     return PairFolder(folder, split, folder.labels(label_group), picked, len(cases), spacing)
+
+
+def few(pairs: PairFolder, count: int, seed: int = 0) -> PairFolder:
+    """Return a cohort of at most ``count`` of the pairs, drawn by ``seed``, in their order."""
+    return replace(pairs, cases=_drawn(pairs.cases, count, seed))
+
+
+def _drawn(cases: tuple[Case, ...], count: int | None, seed: int) -> tuple[Case, ...]:
+    if count is None or count >= len(cases):
+        return cases
+    chosen = numpy_generator(seed).permutation(len(cases))[:count]
+    return tuple(cases[index] for index in sorted(chosen))
