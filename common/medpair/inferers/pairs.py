@@ -26,6 +26,8 @@ from medpair.networks.wgan import Generator
 
 # Fixes the meaning of (seed, index): two streams, so that sizes and latents are independent
 LATENT_STREAM, SIZE_STREAM = 0, 1
+# What a cohort says of the differential privacy of its generator; the card says more
+PRIVACY = ("epsilon", "delta", "noise_multiplier", "clipping_norm", "unit")
 
 
 def generator_from_card(card: dict[str, Any]) -> Generator:
@@ -104,6 +106,8 @@ class PairWriter:
             "weights_sha256": file_sha256(weights),
             "seed": seed,
         }
+        if "privacy" in card:  # spent in training; sampling spends nothing more
+            origin["privacy"] = {key: card["privacy"][key] for key in PRIVACY}
         self.folder = SyntheticFolder(output_dir, self.cohort, origin, split)
 
     def missing(self) -> list[int]:
