@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +46,16 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run the command lines here, parsed as the runner parses them; return the bundles' names."""
     ran: list[str] = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def run(command: list[str]) -> int:
         assert command[1:4] == ["-m", "monai.bundle", "run"]
         words = iter(command[4:])
         arguments = {key.removeprefix("--"): DefaultParseValue(next(words)) for key in words}
         kind = "train" if "train.json" in str(arguments["config_file"]) else "generate"
         ran.append(f"{kind} {Path(arguments['bundle_root']).name}")
         monai.bundle.run(logging_file=False, **arguments)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(chain.subprocess, "run", run)
+    monkeypatch.setattr(chain, "run_to_the_end", run)
     return ran
 
 
@@ -245,10 +249,10 @@ def test_a_stage_that_fails_stops_the_chain(
 ) -> None:
     codes = iter([0, 3])
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.CompletedProcess(command, next(codes))
+    def run(command: list[str]) -> int:
+        return next(codes)
 
-    monkeypatch.setattr(chain.subprocess, "run", run)
+    monkeypatch.setattr(chain, "run_to_the_end", run)
     with pytest.raises(
         DataError, match=f"{IMAGES}: expected the run to end well, found exit code 3"
     ):
@@ -265,3 +269,42 @@ def test_values_reach_the_runner_as_they_are(tmp_path: Path) -> None:
         str(folder / "compact.json"),
     ]
     assert {key: DefaultParseValue(words[f"--{key}"]) for key in knobs} == knobs
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit(7)
+signal.signal(signal.{signal}, save)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+WAITS = """
+import sys
+from medpair.chain import run_to_the_end
+sys.exit(run_to_the_end([sys.executable, "-c", sys.argv[1], sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_bundle_that_is_stopped_may_save_its_work(name: str, tmp_path: Path) -> None:
+    """SIGTERM reaches the chain alone, Ctrl-C the whole group: the run is waited for either way."""
+    child = SAVES.replace("{signal}", name)
+    chain = subprocess.Popen(
+        [sys.executable, "-c", WAITS, child, str(tmp_path)], start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if name == "SIGTERM":
+            chain.terminate()
+        else:
+            os.killpg(chain.pid, signal.SIGINT)
+        code = chain.wait(timeout=30)
+    finally:
+        chain.kill()
+    assert (tmp_path / "saved").exists()
+    assert code == (7 if name == "SIGTERM" else -signal.SIGINT)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +41,30 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any
     """
     command = bundle_command(bundle, configs, overrides)
     print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)
-    code = subprocess.run(command, check=False).returncode
+    code = run_to_the_end(command)
     if code != 0:
         raise DataError(f"{bundle.name}: expected the run to end well, found exit code {code}")
+
+
+def run_to_the_end(command: Sequence[str]) -> int:
+    """Run a command and return its exit code; it may save its work when it is interrupted.
+
+    ``subprocess.run`` kills the command a quarter of a second after Ctrl-C, and leaves it running
+    when this process alone is terminated. Here a termination is passed on, and both are waited
+    for.
+    """
+    with subprocess.Popen(command) as process:
+        before = None
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal has told the command as well
+            process.wait()
+            raise
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
 
 def train_step(

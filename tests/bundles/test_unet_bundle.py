@@ -165,6 +165,33 @@ def test_several_folders_train_together(dataset: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.pt").exists()
 
 
+def test_few_real_cases_beside_many_in_equal_parts(dataset: str, tmp_path: Path) -> None:
+    more = tiny_dataset(tmp_path / "more", count=5, seed=9)
+    common: dict[str, Any] = {
+        "dataset_dir": [dataset, str(more)],
+        "output_dir": str(tmp_path / "run"),
+        **SMALL_UNET,
+        "seed": 3,
+        "iterations_per_epoch": 10,
+        "max_epochs": 1,
+    }
+    few = {"max_cases": [2, None], "balance_folders": True}
+    train = workflow("unet_segmentation", ["train"], **common, **few)
+    items = train.parser.get_parsed_content("train#dataset#data")
+    expected = load_items([dataset, str(more)], max_cases=[2, None], seed=3)
+    assert [item["case"] for item in items] == [item["case"] for item in expected]
+    assert [item["dataset_dir"] for item in items] == [dataset] * 2 + [str(more)] * 5
+    drawn = [index for _, index in train.parser.get_parsed_content("train#sampler")]
+    assert [drawn.count(index) for index in range(2)] == [5, 5]
+    assert sorted(drawn.count(index) for index in range(2, 7)) == [2] * 5
+    train.run()
+    # a training goes on with the cases that it began with
+    with pytest.raises(RuntimeError) as caught:
+        run("unet_segmentation", ["train"], **common, **{**few, "max_cases": [3, None]})
+    message = str(first_data_error(caught.value))
+    assert "max_cases: [2, None] then, [3, None] now" in message
+
+
 def test_folders_of_other_classes_are_refused(dataset: str, tmp_path: Path) -> None:
     other = tiny_dataset(tmp_path / "other", num_labels=1)
     with pytest.raises(RuntimeError) as caught:
@@ -267,5 +294,6 @@ def test_unused_jsons_are_none() -> None:
             for key in json.loads((configs / f"{name}.json").read_text())
         } | {"scores"}
         for path in configs.glob("*.json"):
-            if path.stem not in ("train", "inference", "metadata"):
+            # wgan_dp brings knobs of its own, which its own tests turn
+            if path.stem not in ("train", "inference", "metadata", "wgan_dp"):
                 assert set(json.loads(path.read_text())) <= known, path

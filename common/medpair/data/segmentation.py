@@ -15,6 +15,7 @@ from monai.transforms import Compose, MapTransform, RandAffined, RandomizableTra
 from medpair.data.cohort import SPACING_TOLERANCE, robust_range
 from medpair.data.dataset import as_folders, load_dataset
 from medpair.data.files import DataError, read_json, read_volume
+from medpair.data.folders import MaxCases, draw_cases, limits
 from medpair.data.labels import LabelMap
 from medpair.data.sampling import derive_seed
 
@@ -48,6 +49,8 @@ def load_items(
     split: str = "training",
     label_group: str | None = None,
     required: bool = True,
+    max_cases: MaxCases = None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Return the cases of one or several folders as dictionaries of paths.
 
@@ -55,12 +58,23 @@ def load_items(
     ``dataset_dir``. A folder without
     cases in ``split`` is an error if ``required``, else it is left out.
 
+    Args:
+        dataset_dir: a folder, or several.
+        split: which of their lists.
+        label_group: merge of labels.
+        required: see above.
+        max_cases: use so many cases of each folder, or of the first, the second, ... where it is
+            a list; None for all. For one ``seed`` fewer cases are always some of the more.
+        seed: of that draw; which cases a folder gives does not depend on the other folders.
+
     Raises:
-        DataError: if a folder or split cannot be read, or the folders' classes differ.
+        DataError: if a folder or split cannot be read, has fewer cases than asked for, or the
+            folders' classes differ.
     """
     items: list[dict[str, Any]] = []
     names: tuple[str, ...] | None = None
-    for root in as_folders(dataset_dir):
+    folders = as_folders(dataset_dir)
+    for root, limit in zip(folders, limits(max_cases, len(folders)), strict=True):
         folder = load_dataset(root)
         labels = folder.labels(label_group)
         if names is not None and labels.names[1:] != names[1:]:
@@ -70,7 +84,7 @@ def load_items(
             )
         names = labels.names
         cases = folder.split(split) if required else folder.cases.get(split, ())
-        for case in cases:
+        for case in draw_cases(cases, limit, seed, f"{root / 'dataset.json'}: {split}"):
             item = case.item() | {"case": case.name, "dataset_dir": str(root)}
             # MONAI's evaluator keeps "label" for a loaded tensor and drops a path of that name
             items.append(item | ({"truth": item["label"]} if "label" in item else {}))
@@ -81,11 +95,16 @@ def read_task(
     dataset_dir: str | Path | Sequence[str | Path],
     label_group: str | None = None,
     spacing: Sequence[float] | None = None,
+    max_cases: MaxCases = None,
+    seed: int = 0,
 ) -> SegmentationTask:
-    """Read classes, median spacing and largest size from the headers of the training volumes."""
+    """Read classes, median spacing and largest size from the headers of the training volumes.
+
+    ``max_cases`` and ``seed``: as in ``load_items``; headers of other cases are not looked at.
+    """
     import nibabel as nib
 
-    items = load_items(dataset_dir, "training", label_group)
+    items = load_items(dataset_dir, "training", label_group, max_cases=max_cases, seed=seed)
     names = load_dataset(as_folders(dataset_dir)[0]).labels(label_group).names
     spacings, extents = [], []
     for item in items:
