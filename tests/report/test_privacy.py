@@ -1,0 +1,221 @@
+"""Copies of every kind raise the alarm, an honest cohort does not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, map_coordinates, shift
+
+from medpair.data.dataset import entry, write_dataset_json
+from medpair.data.files import Volume, write_volume
+from medpair.report.pairs import Pair, PairFolder, open_pairs
+from medpair.report.privacy import privacy_part
+from medpair.report.privacy_figures import MARGIN, only_label
+
+SIZE = (22, 26, 20)
+PER_COHORT = 12
+
+
+def person(seed: int) -> Pair:
+    """Someone: an organ of two classes of their own shape in tissue of their own texture."""
+    rng = np.random.default_rng(seed)
+    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SIZE), indexing="ij"))
+    rough = gaussian_filter(rng.normal(size=SIZE), 3)
+    texture = gaussian_filter(rng.normal(size=SIZE), 1.5)
+    radius = np.linalg.norm(places / rng.uniform(0.55, 0.7, 3)[:, None, None, None], axis=0)
+    organ = radius + 0.12 * rough / rough.std() < 1
+    label = organ * np.where(places[1] > 0, 2, 1)
+    image = 100 + 60 * (label > 0) + 25 * (label > 1) + 15 * texture / texture.std()
+    image = image + rng.normal(0, 3, SIZE)
+    return Pair(f"p{seed:03d}", image.astype(np.float32), label.astype(np.uint8), (1.0, 1.0, 1.0))
+
+
+def noisy(pair: Pair, rng: np.random.Generator) -> Pair:
+    spread = 0.15 * np.ptp(np.percentile(pair.image, [1, 99]))
+    image = pair.image + rng.normal(0, spread, pair.image.shape)
+    return replace(pair, image=image.astype(np.float32))
+
+
+def flipped(pair: Pair, rng: np.random.Generator) -> Pair:
+    axis = int(rng.integers(3))
+    image, label = (np.flip(part, axis).copy() for part in (pair.image, pair.label))
+    return replace(pair, image=image, label=label)
+
+
+def shifted(pair: Pair, rng: np.random.Generator) -> Pair:
+    image = shift(pair.image, (2, -2, 1), order=0, mode="nearest")
+    return replace(pair, image=image, label=shift(pair.label, (2, -2, 1), order=0))
+
+
+def warped(pair: Pair, rng: np.random.Generator) -> Pair:
+    """Bend by 0.75 voxels (root mean square, in the label), and check that it did."""
+    field = np.stack([gaussian_filter(rng.normal(size=pair.image.shape), 5) for _ in range(3)])
+    inside = pair.label > 0
+    # a shift alone would be no warp
+    field -= field[:, inside].mean(1)[:, None, None, None]
+    field *= 0.75 / np.sqrt((field[:, inside] ** 2).sum(0).mean())
+    places = np.indices(pair.image.shape) + field
+    label = map_coordinates(pair.label, places, order=0, mode="nearest")
+    assert (label != pair.label).sum() > 0.05 * inside.sum()
+    image = map_coordinates(pair.image, places, order=1, mode="nearest")
+    return replace(pair, image=image, label=label)
+
+
+COPIES: dict[str, Callable[[Pair, np.random.Generator], Pair]] = {
+    "exact": lambda pair, rng: pair,
+    "noisy": noisy,
+    "flipped": flipped,
+    "flipped and shifted": lambda pair, rng: shifted(flipped(pair, rng), rng),
+    "warped": warped,
+}
+
+
+def written(folder: Path, pairs: Sequence[Pair]) -> PairFolder:
+    entries = []
+    for number, pair in enumerate(pairs):
+        paths = entry(f"case_{number:03d}")
+        affine = np.diag([*pair.spacing, 1.0])
+        write_volume(folder / paths["image"], Volume(np.rint(pair.image).astype(np.int16), affine))
+        write_volume(folder / paths["label"], Volume(pair.label, affine))
+        entries.append(paths)
+    labels = {"background": 0, "front": 1, "back": 2}
+    write_dataset_json(folder, folder.name, labels, {"training": entries})
+    return open_pairs(folder)
+
+
+@pytest.fixture(scope="module")
+def people() -> list[Pair]:
+    return [person(seed) for seed in range(3 * PER_COHORT)]
+
+
+@pytest.fixture(scope="module")
+def real(people: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> PairFolder:
+    return written(tmp_path_factory.mktemp("real"), people[:PER_COHORT])
+
+
+@pytest.fixture(scope="module")
+def holdout(people: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> PairFolder:
+    return written(tmp_path_factory.mktemp("holdout"), people[PER_COHORT : 2 * PER_COHORT])
+
+
+def test_an_honest_cohort_is_quiet(people, real, holdout, tmp_path):
+    part = privacy_part(real, written(tmp_path, people[2 * PER_COHORT :]), holdout)
+    assert part.numbers["alarm"] is False
+    assert part.numbers["reasons"] == []
+    assert json.loads(json.dumps(part.numbers, allow_nan=False)) == part.numbers
+    for space in ("image", "label"):
+        attack = part.numbers["attack"][space]["distance"]
+        assert attack["low"] < 0.5 < attack["high"]
+    assert all(png.startswith(b"\x89PNG") for png in part.figures.values())
+    assert set(part.figures) == {"privacy_distances", "privacy_closest"}
+
+
+def flags(numbers) -> set[tuple[str, str]]:
+    return {
+        (row["synthetic"], row["real"])
+        for space in ("image", "label")
+        for row in numbers["copies"][space]["volumes"]
+        if row["flag"]
+    }
+
+
+def test_each_kind_of_copy_is_caught_and_nothing_else(people, real, holdout, tmp_path):
+    rng = np.random.default_rng(1)
+    honest = people[2 * PER_COHORT : 2 * PER_COHORT + 3]
+    copies = [copy(people[1 + index], rng) for index, copy in enumerate(COPIES.values())]
+    numbers = privacy_part(real, written(tmp_path, [*honest, *copies]), holdout).numbers
+    assert numbers["alarm"] is True
+    # the copy of kind k is case 3 + k, and its original case 1 + k
+    expected = {(f"case_{3 + k:03d}", f"case_{1 + k:03d}"): kind for k, kind in enumerate(COPIES)}
+    assert [kind for pair, kind in expected.items() if pair not in flags(numbers)] == []
+    assert flags(numbers) == set(expected)
+    closest = {(row["synthetic"], row["real"]) for row in numbers["closest"]}
+    assert closest == set(expected)
+
+
+def test_memorised_cohort_gives_its_members_away(people, real, holdout, tmp_path):
+    rng = np.random.default_rng(2)
+    copies = [noisy(pair, rng) for pair in people[:PER_COHORT]]
+    scores = {"members": np.arange(5.0) + 9, "others": np.arange(6.0)}
+    part = privacy_part(real, written(tmp_path, copies), holdout, critic_scores=scores)
+    for space in ("image", "label"):
+        for entry_of in part.numbers["attack"][space].values():
+            assert entry_of["auc"] > 0.95
+    assert part.numbers["critic"]["auc"] == 1
+    assert any("checkpoint" in note for note in part.notes)
+    assert part.numbers["copies"]["image"]["flagged"] == PER_COHORT
+
+
+def test_repeated_samples_are_duplicates_and_no_alarm(people, real, holdout, tmp_path):
+    honest = people[2 * PER_COHORT : 2 * PER_COHORT + 4]
+    rng = np.random.default_rng(3)
+    numbers = privacy_part(
+        real, written(tmp_path, [*honest, noisy(honest[1], rng)]), holdout
+    ).numbers
+    assert numbers["duplicates"]["image"]["groups"] == [["case_001", "case_004"]]
+    assert numbers["alarm"] is False
+
+
+def test_what_cannot_be_said_is_said(people, real, holdout, tmp_path):
+    few = written(tmp_path / "few", people[:4])
+    part = privacy_part(few, holdout, None)
+    assert part.numbers["alarm"] is None
+    assert "fewer than 5" in part.notes[0]
+    part = privacy_part(real, written(tmp_path / "one", people[-5:-1]), None)
+    assert part.numbers["attack"] == {}
+    assert "below_first_percentile" not in part.numbers["distances"]["image"]
+    assert any("held-out" in note for note in part.notes)
+
+
+def test_embedding_and_its_distances(people, real, holdout, tmp_path):
+    def embed(pairs: PairFolder) -> np.ndarray:
+        return np.array([[pair.image.mean(), pair.image.std(), 1.0] for pair in pairs])
+
+    part = privacy_part(real, written(tmp_path, [people[7]]), holdout, embed=embed)
+    assert part.numbers["embedding"]["nearest"] == [7]
+    assert part.numbers["embedding"]["synthetic"]["min"] == pytest.approx(0, abs=1e-6)
+
+
+def test_pictures_hide_what_is_far_from_the_label():
+    pair = person(1)
+    image, label = only_label(pair)
+    far = np.ones(label.shape, bool)
+    for place in np.argwhere(label > 0):
+        # steps along the axes: what is within the margin of this voxel
+        far &= np.abs(np.indices(label.shape) - place[:, None, None, None]).sum(0) > MARGIN
+    assert far.any()
+    assert len(np.unique(image[far])) == 1
+    assert np.array_equal(image[label > 0], pair.image[pair.label > 0])
+
+
+@pytest.mark.skipif(
+    "MEDPAIR_DATA" not in os.environ, reason="MEDPAIR_DATA names no folder of real volumes"
+)
+def test_honest_hippocampi_are_quiet_and_copies_are_not(tmp_path):
+    root = Path(os.environ["MEDPAIR_DATA"]) / "hippocampus_mr"
+    everyone = open_pairs(root)
+    order = np.random.default_rng(0).permutation(len(everyone)).tolist()
+    real, holdout, honest = (
+        replace(everyone, cases=tuple(everyone.cases[index] for index in part))
+        for part in (order[:40], order[40:60], order[60:70])
+    )
+    assert privacy_part(real, honest, holdout).numbers["alarm"] is False
+    rng = np.random.default_rng(1)
+    kinds = ("exact", "noisy", "flipped", "warped")
+    copies = [COPIES[kind](real[index], rng) for index, kind in enumerate(kinds)]
+    # every volume on its own scale, as the files are
+    copies = [replace(c, image=(500 * (c.unit() + 1)).astype(np.float32)) for c in copies]
+    numbers = privacy_part(real, written(tmp_path, copies), holdout).numbers
+    caught = flags(numbers)
+    missed = [
+        kind
+        for index, kind in enumerate(kinds)
+        if (f"case_{index:03d}", real[index].name) not in caught
+    ]
+    assert missed == []
