@@ -1,0 +1,114 @@
+"""The verb ``report``: what it refuses, and one report from command to page."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medpair.data.files import DataError, read_json, write_json
+from medpair.data.phantoms.cohort import write_phantom_cohort
+from medpair.evidence import listed, refuse_overlap, run_report, split_of_holdout
+from medpair.report.build import Cohorts
+from medpair.report.pairs import open_pairs
+from tests.bundles.conftest import BUNDLES
+from tests.conftest import tiny_dataset
+
+
+def moved_to(folder: Path, split: str) -> Path:
+    """Move the training cases of a folder into another of its lists."""
+    content = read_json(folder / "dataset.json")
+    content |= {split: content["training"], "training": []}
+    write_json(folder / "dataset.json", content)
+    return folder
+
+
+def test_parts_as_text_or_list() -> None:
+    assert listed("labels,privacy") == listed("labels, privacy") == ["labels", "privacy"]
+    assert listed(("labels", "privacy")) == ["labels", "privacy"]
+
+
+def test_split_of_holdout(tmp_path: Path) -> None:
+    real = tiny_dataset(tmp_path / "real", 2, (8, 6, 6), 1)
+    other = tiny_dataset(tmp_path / "other", 2, (8, 6, 6), 1, validation=0)
+    assert split_of_holdout(real, tmp_path / "real" / ".." / "real") == "validation"
+    assert split_of_holdout(real, other) == "training"
+    assert split_of_holdout(real, moved_to(other, "test")) == "test"
+    alone = tiny_dataset(tmp_path / "alone", 2, (8, 6, 6), 1, validation=0)
+    with pytest.raises(DataError, match=r"alone.dataset\.json: expected cases to hold out"):
+        split_of_holdout(alone, alone)
+
+
+def test_held_out_cases_must_not_be_trained_on(tmp_path: Path) -> None:
+    folder = tiny_dataset(tmp_path / "real", 3, (8, 6, 6), 1)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    real = open_pairs(folder)
+    refuse_overlap(Cohorts(real, real, None))
+    refuse_overlap(Cohorts(real, real, open_pairs(folder, "validation")))
+    with pytest.raises(DataError, match=r"case_000_0000\.nii\.gz: expected held-out cases"):
+        refuse_overlap(Cohorts(real, real, open_pairs(link)))
+    # also where the shared case was not drawn
+    one = open_pairs(folder, limit=1)
+    with pytest.raises(DataError, match="expected held-out cases"):
+        refuse_overlap(Cohorts(one, real, open_pairs(link)))
+
+
+def test_refusals_come_before_any_work(tmp_path: Path) -> None:
+    real = tiny_dataset(tmp_path / "real", 2, (8, 6, 6), 1)
+    other = tiny_dataset(tmp_path / "other", 2, (8, 6, 6), 2)
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"parts: expected some of .* found 'fidelty'"):
+        run_report(real, real, out, parts="labels,fidelty")
+    with pytest.raises(DataError, match=r"other.dataset\.json: labels: expected the real cohort's"):
+        run_report(real, other, out, parts="labels")
+    with pytest.raises(DataError, match=r"none\.pt: expected a file, found none there"):
+        run_report(real, real, out, parts="labels", segmenter=tmp_path / "none.pt")
+    with pytest.raises(DataError, match=r"utility\.json: expected a file, found none there"):
+        run_report(real, real, out, parts="labels", utility=tmp_path)
+    assert not out.exists()
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    base = [sys.executable, "-m", "medpair.cli", "report", "--bundles", str(BUNDLES)]
+    base += ["--real", "real", "--synthetic", "synthetic", "--output_dir", "out", *words]
+    return subprocess.run(base, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_whole_report_of_a_simulated_cohort(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid: Any = {"size": (24, 32, 32), "spacing": (7.0, 6.0, 5.0)}
+    write_phantom_cohort("brain", tmp_path / "real", 11, seed=0, validation=3, **grid)
+    write_phantom_cohort("brain", tmp_path / "synthetic", 4, seed=7, **grid)
+    done = command(tmp_path, "--holdout", "real", "--segmenter_epochs", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = tmp_path / "out"
+    assert done.stdout.splitlines()[-1] == "out/report.html"
+    report = read_json(out / "report.json")
+    volumes = [report[key]["volumes"] for key in ("real", "synthetic", "holdout")]
+    assert volumes == [8, 4, 3]
+    assert report["holdout"]["split"] == "validation"
+    assert "--segmenter_epochs 1" in report["command"]
+    parts = ("labels", "fidelity", "diversity", "alignment", "privacy")
+    assert list(report["notes"]) == list(parts)
+    assert "segmenter_bottleneck" in report["fidelity"]["features"]
+    assert 0 <= report["alignment"]["mean"]["holdout"]["mean"] <= 1
+    assert "difference" in report["alignment"]
+    assert {"alarm", "reasons"} <= set(report["privacy"])
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert [page.index(f'id="{part}"') for part in parts] == sorted(
+        page.index(f'id="{part}"') for part in parts
+    )
+    assert "simulated_brain" in page
+    assert "## Privacy" in (out / "datasheet.md").read_text(encoding="utf-8")
+    assert (out / "segmenter" / "model.pt").exists()
+    # again: nothing is trained or measured anew
+    before = {path: path.stat().st_mtime_ns for path in (out / "parts").rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    run_report("real", "synthetic", "out", "real", segmenter_epochs=1, bundles=BUNDLES)
+    assert {path: path.stat().st_mtime_ns for path in (out / "parts").rglob("*")} == before
