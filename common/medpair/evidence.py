@@ -17,7 +17,7 @@ from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError
 from medpair.report import features_inception, perceptual
 from medpair.report.alignment_part import alignment_part
-from medpair.report.build import Cohorts, Step, build_report, with_progress
+from medpair.report.build import Cohorts, Step, build_report, fingerprint, with_progress
 from medpair.report.diversity_part import diversity_part
 from medpair.report.features import FeatureExtractor
 from medpair.report.features_segmenter import SegmenterBottleneck
@@ -78,7 +78,6 @@ class Evidence:
         path = self.given_segmenter
         real = self.cohorts.real
         if path is None:
-            folder = self.output / "segmenter"
             knobs: dict[str, Any] = {
                 "dataset_dir": str(real.folder.root.resolve()),
                 "max_epochs": self.segmenter_epochs,
@@ -89,6 +88,9 @@ class Evidence:
                 "spacing": None if real.spacing is None else list(real.spacing),
             }
             knobs = {key: value for key, value in knobs.items() if value is not None}
+            # a folder for each cohort and length: another one does not find this one's weights
+            mark = fingerprint([real.state(), knobs])[:8]
+            folder = self.output / "segmenter" / mark
             train_step(folder, self.bundles / SEGMENTATION, ["train"], knobs)
             path = folder / "model.pt"
         network = SegmenterBottleneck(path, self.device)
@@ -258,9 +260,8 @@ def run_report(
         "spacing": None if grid is None else list(grid),
         "max_volumes": max_volumes,
     }
-    chosen = {name: step for name, step in steps.items() if name in wanted}
     command = shlex.join(["medpair", *sys.argv[1:]])
-    return build_report(Path(output_dir), cohorts, chosen, command, settings, whole_images)
+    return build_report(Path(output_dir), cohorts, steps, command, settings, whole_images, wanted)
 
 
 def listed(parts: Sequence[str] | str) -> list[str]:

@@ -12,7 +12,7 @@ from tests.report.cohorts import PNG, MemoryPairs
 
 from medpair.report.features import FeatureSet
 from medpair.report.fidelity_part import compare_features, fidelity_part
-from medpair.report.sections import above_floor, fidelity_section
+from medpair.report.sections import differs, fidelity_section
 
 DIMENSION = 4
 
@@ -64,7 +64,7 @@ def test_shifted_cohort_is_far_above_the_floor():
     # squared distance of the means: 4 axes by 3
     assert entry["mean"]["frechet"]["value"] == pytest.approx(36, rel=0.15)
     assert entry["mean"]["frechet"]["low"] < 36 < entry["mean"]["frechet"]["high"]
-    assert all(above_floor(mean) for mean in entry["mean"].values())
+    assert all(differs(mean) for mean in entry["mean"].values())
     assert entry["mean"]["frechet"]["value_at_equal_n"] > 10 * entry["mean"]["frechet"]["floor"]
     for clusters in ("10", "20"):
         prd = entry["prd"][clusters]

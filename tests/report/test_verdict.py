@@ -14,6 +14,7 @@ def distance(value, floor=1.0, low=0.8, high=1.2):
         "floor_low": low,
         "floor_high": high,
         "n_equal": 30,
+        "p_value": 0.01 if value > high else 0.5,
     }
 
 

@@ -76,7 +76,7 @@ class Cohorts:
 
     def state(self) -> list[Any]:
         """Return names, sizes and times of all files: equal as long as nothing was changed."""
-        return [None if pairs is None else _state(pairs) for pairs in self.all()]
+        return [None if pairs is None else pairs.state() for pairs in self.all()]
 
     def all(self) -> tuple[PairFolder | None, ...]:
         """Return the three."""
@@ -96,6 +96,7 @@ def build_report(
     command: str,
     settings: Mapping[str, Any],
     whole_images: bool = False,
+    wanted: Sequence[str] | None = None,
 ) -> Path:
     """Run the parts that are not there yet, and write the report.
 
@@ -106,6 +107,8 @@ def build_report(
         command: that makes the same report again.
         settings: seed and the like, kept in ``report.json``.
         whole_images: show whole images even where they could hold a face.
+        wanted: names of the parts to run; of the others those are shown that an earlier run left.
+            None runs all.
 
     Returns:
         The path of ``report.html``.
@@ -117,15 +120,18 @@ def build_report(
     output.mkdir(parents=True, exist_ok=True)
     state = cohorts.state()
     parts: dict[str, Part] = {}
-    for number, (name, step) in enumerate(steps.items(), start=1):
-        mark = _fingerprint([name, state, dict(step.settings), dict(settings), __version__])
+    asked = list(steps) if wanted is None else [name for name in steps if name in wanted]
+    for name, step in steps.items():
+        mark = fingerprint([name, state, dict(step.settings), dict(settings), __version__])
         part = _kept(output / "parts" / name, mark)
-        if part is None:
-            logger.info("%d of %d: %s", number, len(steps), name)
+        if part is not None:
+            logger.info("%s: kept", name)
+        elif name in asked:
+            logger.info("%s: %d of %d", name, asked.index(name) + 1, len(asked))
             part = step.run()
             _keep(output / "parts" / name, mark, part)
         else:
-            logger.info("%d of %d: %s (kept)", number, len(steps), name)
+            continue
         parts[name] = part
     report = {
         "medpair_version": __version__,
@@ -224,17 +230,8 @@ def _keep(folder: Path, mark: str, part: Part) -> None:
     )
 
 
-def _state(pairs: PairFolder) -> list[Any]:
-    files = [path for case in pairs.cases for path in (case.image, case.label) if path is not None]
-    missing = next((path for path in files if not path.exists()), None)
-    if missing is not None:
-        raise DataError(f"{missing}: expected a NIfTI volume, found nothing there")
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    classes = [list(pairs.names), pairs.classes.values]
-    return [str(pairs.folder.root), pairs.split, classes, pairs.spacing, stats]
-
-
-def _fingerprint(content: Sequence[Any]) -> str:
+def fingerprint(content: Sequence[Any]) -> str:
+    """Return the SHA-256 of plain data."""
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 

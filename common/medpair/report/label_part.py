@@ -14,7 +14,12 @@ from medpair.metrics.compared import Statistic, compare
 from medpair.metrics.label_adjacency import adjacency
 from medpair.metrics.label_cohort import MEASURES, kolmogorov_smirnov
 from medpair.metrics.label_shape import LabelShape, label_shape
-from medpair.report.label_plots import plot_adjacency, plot_histograms, plot_measures
+from medpair.report.label_plots import (
+    largest,
+    plot_adjacency,
+    plot_histograms,
+    plot_measures,
+)
 from medpair.report.pairs import Pair, PairFolder
 from medpair.report.part import Part
 
@@ -111,7 +116,9 @@ def label_part(
     }
     figures = {
         "measures": plot_measures(one.shapes, two.shapes, names),
-        "intensity": plot_histograms(one.histograms, two.histograms, names, BINS),
+        "intensity": plot_histograms(
+            one.histograms, two.histograms, names, BINS, largest(one.shapes)
+        ),
     }
     if len(names) > 1:  # a single class touches the background alone
         figures["adjacency"] = plot_adjacency(mean[0], mean[1], names)

@@ -72,10 +72,19 @@ def plot_histograms(
     synthetic: NDArray[np.float64],
     names: Sequence[str],
     bins: NDArray[np.float64],
+    classes: Sequence[int],
 ) -> bytes:
-    """Return the intensity histograms of each class, mean and middle 80 % of volumes, as PNG."""
-    counts = np.isfinite(real).all(axis=2).sum(axis=0)
-    shown = np.flatnonzero(counts)[:MOST_CLASSES]
+    """Return the intensity histograms of some classes, mean and middle 80 % of volumes, as PNG.
+
+    Args:
+        real: (N, K + 1, bins) shares of each class's voxels.
+        synthetic: (M, K + 1, bins).
+        names: of the K classes.
+        bins: edges.
+        classes: those to show, 0 to K - 1, beside the background.
+    """
+    present = np.isfinite(real[:, :, 0]).sum(axis=0)
+    shown = [k for k in (0, *(k + 1 for k in classes)) if present[k]]
     columns = min(3, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     figure, axes = panels(columns, rows, width=2.7, height=2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from medpair.report.sections import Table, name_of
@@ -25,7 +26,7 @@ def methods(report: Mapping[str, Any]) -> list[Table]:
                 entry["split"],
                 volumes,
                 entry["licence"] or "–",
-                entry["folder"],
+                Path(entry["folder"]).name,
             )
         )
     tables = [cohorts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,6 +88,21 @@ class PairFolder:
             resample(encoded, image.spacing, grid, order=0),
             grid,
         )
+
+    def state(self) -> list[Any]:
+        """Return names, sizes and times of all files: equal as long as nothing was changed.
+
+        Raises:
+            DataError: if a file is missing; names it.
+        """
+        paths = [path for case in self.cases for path in (case.image, case.label)]
+        stats = []
+        for path in (path for path in paths if path is not None):
+            if not path.exists():
+                raise DataError(f"{path}: expected a NIfTI volume, found nothing there")
+            stats.append((str(path), path.stat().st_size, path.stat().st_mtime_ns))
+        classes = [list(self.names), self.classes.values]
+        return [str(self.folder.root), self.split, classes, self.spacing, stats]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
 
-from medpair.data.cohort import robust_range
+from medpair.data.cohort import resample, robust_range
 from medpair.report.pairs import Pair, PairFolder
 from medpair.report.preview import picture_of
 
@@ -57,12 +57,21 @@ def cohort_picture(
         column = []
         for index in picks:
             pair = pairs[int(index)]
-            column.append((shown(pair, whole), pair.label, f"{title}: {pair.name}"))
+            column.append((*_cubic(shown(pair, whole), pair), f"{title}: {pair.name}"))
         columns.append(column)
     rows = [pair for line in zip(*columns, strict=True) for pair in line]
     largest = max(max(image.shape) for image, _, _ in rows)
     picture = picture_of(rows, columns=len(columns), scale=max(1, 220 // largest))
     return as_png(picture)
+
+
+def _cubic(image: np.ndarray, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and label with voxels as long as they are wide: thick slices look squashed."""
+    spacing = [min(pair.spacing)] * 3
+    return (
+        resample(image, pair.spacing, spacing, order=1),
+        resample(pair.label, pair.spacing, spacing, order=0),
+    )
 
 
 def as_png(picture: np.ndarray, width: int = WIDTH) -> bytes:

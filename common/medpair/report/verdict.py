@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from medpair.report.formats import fixed, number, with_range
-from medpair.report.sections import above_floor, name_of
+from medpair.report.sections import differs, name_of
 
 # Precision and recall are read with so many clusters, a key of report.json
 CLUSTERS = "10"
@@ -84,7 +84,7 @@ def _faithful(report: Mapping[str, Any]) -> Verdict:
     reason += "."
     if _likeness(features[name]) < LOST:
         return Verdict(question, "no", "bad", reason, short)
-    if any(above_floor(entry["mean"]["frechet"]) for entry in features.values()):
+    if any(differs(entry["mean"]["frechet"]) for entry in features.values()):
         return Verdict(question, "nearly", "warn", reason, short)
     return Verdict(question, "yes, by this measure", "good", reason, short)
 
