@@ -119,8 +119,7 @@ class LabelVolumeInferer:
             unconditional)``; 1 is none, and costs half. In the unconditional branch the given
             slices are noised like the others and not marked.
         evidence: for the objective ``classes``: weight of what a voxel's noisy code says of itself.
-            1 is Bayes' rule for a network that has learned what the surroundings say; one that has
-            been trained briefly leaves specks, since its own answer contains that evidence too.
+            1 is Bayes' rule, as in training; after a short training less of it leaves fewer specks.
         height: N, slices of the generated volume; None: as in training.
         reject: replace an implausible volume by that of the next attempt's seed.
         attempts: tries before an implausible volume is kept.
@@ -136,7 +135,7 @@ class LabelVolumeInferer:
         solver: Solver | None = None,
         steps: int | None = None,
         guidance: float = 1.0,
-        evidence: float = 0.5,
+        evidence: float = 1.0,
         height: int | None = None,
         reject: bool = False,
         attempts: int = 10,
