@@ -17,7 +17,7 @@ import pytest
 from fire.parser import DefaultParseValue
 
 from medpair import chain
-from medpair.chain import IMAGES, LABELS, REFINER, generate_medgen3d
+from medpair.chain import IMAGES, LABELS, REFINER, find_bundles, generate_medgen3d
 from medpair.cli import generate
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
@@ -269,6 +269,17 @@ def test_values_reach_the_runner_as_they_are(tmp_path: Path) -> None:
         str(folder / "compact.json"),
     ]
     assert {key: DefaultParseValue(words[f"--{key}"]) for key in knobs} == knobs
+
+
+def test_the_bundles_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_bundles() == BUNDLES
+    with pytest.raises(DataError, match="other: expected the folder with the bundles"):
+        find_bundles("other")
+    (tmp_path / "bundles").mkdir()
+    assert find_bundles() == Path("bundles")
 
 
 SAVES = """

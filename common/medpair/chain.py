@@ -21,6 +21,20 @@ LABELS, IMAGES, REFINER = "medgen3d_mcdpm", "medgen3d_vid2vid", "medgen3d_semant
 STAGES = {LABELS: "labels", IMAGES: "images", REFINER: "pairs"}
 
 
+def find_bundles(folder: str | Path = "bundles") -> Path:
+    """Return the folder with the bundles: as given, or that of the repository the package lies in.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if Path(folder).is_dir():
+        return Path(folder)
+    own = Path(__file__).resolve().parents[2] / "bundles"
+    if str(folder) == "bundles" and own.is_dir():
+        return own
+    raise DataError(f"{folder}: expected the folder with the bundles (--bundles), found none there")
+
+
 def bundle_command(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> list[str]:
     """Return the command line that runs a bundle with some of its configs and overrides."""
     paths = [str(bundle / "configs" / f"{name}.json") for name in configs]

@@ -98,9 +98,9 @@ def generate(
         device: cpu or cuda.
         options: further knobs by bundle, train_KEY for its training:
             "{'medgen3d_mcdpm': {'steps': 10, 'train_max_epochs': 20}}".
-        bundles: the folder with the bundles.
+        bundles: the folder with the bundles; default here, or where MedPair lies.
     """
-    from medpair.chain import generate_medgen3d
+    from medpair.chain import find_bundles, generate_medgen3d
 
     if family != "medgen3d":
         raise ValueError(f"generate: expected medgen3d, found {family!r}")
@@ -109,7 +109,7 @@ def generate(
     training = {**shared, "spacing": grid, "slicing_axis": slicing_axis}
     pairs = generate_medgen3d(
         Path(output_dir),
-        Path(bundles),
+        find_bundles(bundles),
         num_samples,
         None if dataset_dir is None else Path(dataset_dir),
         None if labels is None else Path(labels),
@@ -190,7 +190,7 @@ def report(
         seed: of all draws.
         device: cpu or cuda.
         whole_images: show whole images even where they could hold a face.
-        bundles: the folder with the bundles.
+        bundles: the folder with the bundles; default here, or where MedPair lies.
     """
     from medpair.data.slices import axis_of
     from medpair.evidence import run_report
@@ -271,13 +271,14 @@ def utility(
         scoring_options: knobs of its inference.json.
         device: cpu or cuda.
         plan: print the runs and stop.
-        bundles: the folder with the bundles.
+        bundles: the folder with the bundles; default here, or where MedPair lies.
     """
+    from medpair.chain import find_bundles
     from medpair.utility import run_utility
 
     table = run_utility(
         output_dir,
-        bundles,
+        find_bundles(bundles),
         real,
         synthetic,
         test,
@@ -311,11 +312,12 @@ def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "b
     Args:
         output_dir: where everything goes.
         dataset: your own dataset folder; default a simulated cohort.
-        bundles: the folder with the bundles.
+        bundles: the folder with the bundles; default here, or where MedPair lies.
     """
+    from medpair.chain import find_bundles
     from medpair.demo import run_demo
 
-    run_demo(Path(output_dir), Path(bundles), None if not dataset else Path(dataset))
+    run_demo(Path(output_dir), find_bundles(bundles), None if not dataset else Path(dataset))
 
 
 def numbers(value: Any) -> list[float]:

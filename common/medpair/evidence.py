@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medpair.chain import SEGMENTATION, train_step
+from medpair.chain import SEGMENTATION, find_bundles, train_step
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError
 from medpair.report import features_inception, perceptual
@@ -91,7 +91,7 @@ class Evidence:
             # a folder for each cohort and length: another one does not find this one's weights
             mark = fingerprint([real.state(), knobs])[:8]
             folder = self.output / "segmenter" / mark
-            train_step(folder, self.bundles / SEGMENTATION, ["train"], knobs)
+            train_step(folder, find_bundles(self.bundles) / SEGMENTATION, ["train"], knobs)
             path = folder / "model.pt"
         network = SegmenterBottleneck(path, self.device)
         if network.labels[1:] != real.names:
