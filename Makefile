@@ -31,6 +31,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_wgan_step.py --filters 256 --repeats 5
 	$(BIN)/python tests/benchmarks/bench_distance.py
 	$(BIN)/python tests/benchmarks/bench_refiner.py
+	$(BIN)/python tests/benchmarks/bench_frechet.py
 
 clean:
 	rm -rf $(VENV) demo
