@@ -20,7 +20,7 @@ from scipy.stats import t as student
 FLOOR = 1e-3
 # Nominal chance of any flag in an honest cohort. Isolation has a heavier lower tail than the
 # log-normal that this supposes (relatives in a cohort): at 0.02 honest cohorts of hippocampi were
-# flagged in 6 to 22 % of random splits, at 0.0005 in 0 to 2 %.
+# flagged in 6 to 22 % of random splits; at this level, see tests/benchmarks/measure_privacy.py.
 LEVEL = 0.0005
 # However narrow the reference: a copy is at least so much nearer than the next.
 MOST_RATIO = 0.4
