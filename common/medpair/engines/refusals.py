@@ -7,6 +7,7 @@ import sys
 from types import TracebackType
 
 from medpair.data.files import DataError
+from medpair.engines.knobs import refuse_unknown_knobs
 
 
 def first_data_error(error: BaseException) -> DataError | None:
@@ -22,7 +23,8 @@ def first_data_error(error: BaseException) -> DataError | None:
 def plain_refusals() -> None:
     """Let this process end on a ``DataError`` with its message alone and exit code 1.
 
-    Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too.
+    Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
+    first thing that is refused is a knob that does not exist.
     """
     previous = sys.excepthook
 
@@ -34,3 +36,4 @@ def plain_refusals() -> None:
             print(f"\nmedpair: {refusal}", file=sys.stderr)
 
     sys.excepthook = hook
+    refuse_unknown_knobs()

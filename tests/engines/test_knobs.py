@@ -1,0 +1,91 @@
+"""Misspelt knobs are refused by name, on the command line and in overlays."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.bundles.conftest import BUNDLES
+
+from medpair.data.files import DataError
+from medpair.engines.knobs import refuse_unknown_knobs
+
+RUNNER = ["/venv/lib/monai/bundle/__main__.py", "run"]
+PRESETS = sorted(
+    (path.parents[1].name, path.stem)
+    for path in BUNDLES.glob("*/configs/*.json")
+    if path.stem not in ("train", "inference", "metadata", "logging")
+)
+
+
+def config(bundle: str, name: str) -> str:
+    return str(BUNDLES / bundle / "configs" / f"{name}.json")
+
+
+@pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir()))
+def test_a_misspelt_knob_is_refused_with_the_nearest(bundle: str) -> None:
+    words = [*RUNNER, "--config_file", config(bundle, "train"), "--bundle_root", "x"]
+    refuse_unknown_knobs([*words, "--max_epochs", "3", "--device=cpu"])
+    message = r"--max_epoch: expected a knob of train.json, .* did you mean max_epochs\?"
+    with pytest.raises(DataError, match=message):
+        refuse_unknown_knobs([*words, "--max_epoch", "3"])
+    with pytest.raises(DataError, match="--dataset_folder"):
+        refuse_unknown_knobs([*words, "--dataset_folder=x"])
+
+
+@pytest.mark.parametrize(("bundle", "preset"), PRESETS)
+def test_every_overlay_of_ours_is_accepted_and_a_wrong_entry_is_not(
+    bundle: str, preset: str, tmp_path: Path
+) -> None:
+    first = "inference" if preset == "evaluate" else "train"
+    both = f"['{config(bundle, first)}','{config(bundle, preset)}']"
+    refuse_unknown_knobs([*RUNNER, "--config_file", both])
+    wrong = tmp_path / "mine.json"
+    wrong.write_text(json.dumps({**json.loads(Path(config(bundle, preset)).read_text()), "sed": 1}))
+    both = f"['{config(bundle, first)}','{wrong}']"
+    with pytest.raises(DataError, match=r"mine.json: sed: .* did you mean seed\?"):
+        refuse_unknown_knobs([*RUNNER, "--config_file", both])
+
+
+def test_what_an_overlay_brings_and_uses_is_a_knob() -> None:
+    files = [config("wgan_sn_mp", name) for name in ("train", "compact", "wgan_dp")]
+    words = [*RUNNER, "--config_file", str(files), "--target_epsilon", "3"]
+    refuse_unknown_knobs([*words, "--train#trainer#max_epochs", "2", "--run-id", "run"])
+    with pytest.raises(DataError, match="did you mean target_epsilon"):
+        refuse_unknown_knobs([*words, "--target_epsilom", "3"])
+    # without the overlay it is none
+    words = [*RUNNER, "--config_file", files[0], "--target_epsilon", "3"]
+    with pytest.raises(DataError, match=r"target_epsilon: expected a knob of train\.json"):
+        refuse_unknown_knobs(words)
+
+
+def test_other_programs_are_left_alone(tmp_path: Path) -> None:
+    refuse_unknown_knobs(["pytest", "--config_file", "nothing", "--strange", "1"])
+    refuse_unknown_knobs([RUNNER[0], "download", "--strange", "1"])
+    yaml = tmp_path / "train.yaml"
+    yaml.write_text("a: 1")
+    refuse_unknown_knobs([*RUNNER, "--config_file", str(yaml), "--strange", "1"])
+
+
+def test_arguments_from_a_file_count_as_given(tmp_path: Path) -> None:
+    arguments = tmp_path / "args.json"
+    content = {"config_file": config("wgan_sn_mp", "inference"), "num_sampels": 8}
+    arguments.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"num_sampels: .* did you mean num_samples"):
+        refuse_unknown_knobs([*RUNNER, "--args_file", str(arguments)])
+
+
+def test_the_real_command_ends_with_one_line(tmp_path: Path) -> None:
+    words = ["--config_file", config("wgan_sn_mp", "inference"), "--num_sampels", "8"]
+    words += ["--bundle_root", str(BUNDLES / "wgan_sn_mp"), "--output_dir", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "monai.bundle", "run", *words]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("medpair: --num_sampels: expected a knob of inference.json")
+    assert line.endswith("did you mean num_samples?")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
