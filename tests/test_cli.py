@@ -56,3 +56,12 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
         assert "expected" in result.stderr
         assert "found" in result.stderr
+
+
+def test_a_misspelt_flag_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    words = ("--real", "a", "--synthetic", "b", "--outputdir", "xx")
+    wrong = medpair("report", *words, cwd=tmp_path)
+    assert wrong.returncode == 1
+    line = "medpair: --outputdir: expected a flag of medpair report, found none; "
+    assert wrong.stderr.strip() == line + "did you mean --output_dir?"
+    assert not any(tmp_path.iterdir())

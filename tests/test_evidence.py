@@ -47,28 +47,42 @@ def test_held_out_cases_must_not_be_trained_on(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(folder)
     real = open_pairs(folder)
-    refuse_overlap(Cohorts(real, real, None))
-    refuse_overlap(Cohorts(real, real, open_pairs(folder, "validation")))
+    made = open_pairs(tiny_dataset(tmp_path / "made", 3, (8, 6, 6), 1))
+    refuse_overlap(Cohorts(real, made, None))
+    refuse_overlap(Cohorts(real, made, open_pairs(folder, "validation")))
     with pytest.raises(DataError, match=r"case_000_0000\.nii\.gz: expected held-out cases"):
-        refuse_overlap(Cohorts(real, real, open_pairs(link)))
+        refuse_overlap(Cohorts(real, made, open_pairs(link)))
     # also where the shared case was not drawn
     one = open_pairs(folder, limit=1)
-    with pytest.raises(DataError, match="expected held-out cases"):
-        refuse_overlap(Cohorts(one, real, open_pairs(link)))
+    with pytest.raises(DataError, match="expected held-out cases, found one of the real"):
+        refuse_overlap(Cohorts(one, made, open_pairs(link)))
+    with pytest.raises(DataError, match="expected held-out cases, found one of the synthetic"):
+        refuse_overlap(Cohorts(real, made, made))
+    with pytest.raises(DataError, match="expected synthetic volumes, found one of the real"):
+        refuse_overlap(Cohorts(real, open_pairs(link), None))
 
 
 def test_refusals_come_before_any_work(tmp_path: Path) -> None:
     real = tiny_dataset(tmp_path / "real", 2, (8, 6, 6), 1)
     other = tiny_dataset(tmp_path / "other", 2, (8, 6, 6), 2)
     out = tmp_path / "out"
+    made = tiny_dataset(tmp_path / "made", 2, (8, 6, 6), 1)
     with pytest.raises(DataError, match=r"parts: expected some of .* found 'fidelty'"):
-        run_report(real, real, out, parts="labels,fidelty")
+        run_report(real, made, out, parts="labels,fidelty")
+    with pytest.raises(DataError, match="parts: usefulness: expected --utility FOLDER"):
+        run_report(real, made, out, parts="usefulness")
+    for wrong in ({"seed": -1}, {"max_volumes": 0}, {"segmenter_epochs": 0}, {"device": "cud"}):
+        with pytest.raises(DataError, match=f"{next(iter(wrong))}: expected"):
+            run_report(real, made, out, parts="labels", **wrong)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="expected a folder for the report, found a file"):
+        run_report(real, made, tmp_path / "file")
     with pytest.raises(DataError, match=r"other.dataset\.json: labels: expected the real cohort's"):
         run_report(real, other, out, parts="labels")
     with pytest.raises(DataError, match=r"none\.pt: expected a file, found none there"):
-        run_report(real, real, out, parts="labels", segmenter=tmp_path / "none.pt")
+        run_report(real, made, out, parts="labels", segmenter=tmp_path / "none.pt")
     with pytest.raises(DataError, match=r"utility\.json: expected a file, found none there"):
-        run_report(real, real, out, parts="labels", utility=tmp_path)
+        run_report(real, made, out, parts="labels", utility=tmp_path)
     assert not out.exists()
 
 

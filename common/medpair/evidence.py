@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from medpair.chain import SEGMENTATION, find_bundles, train_step
-from medpair.data.dataset import load_dataset
+from medpair.data.dataset import Case, load_dataset
 from medpair.data.files import DataError
 from medpair.report import features_inception, perceptual
 from medpair.report.alignment_part import alignment_part
@@ -223,6 +223,14 @@ def run_report(
     Raises:
         DataError: if a folder, a part's name or a network cannot be used.
     """
+    numbers = {"max_volumes": (max_volumes, 1), "segmenter_epochs": (segmenter_epochs, 1)}
+    for key, (value, least) in {**numbers, "seed": (seed, 0)}.items():
+        if not isinstance(value, int) or value < least:
+            raise DataError(f"{key}: expected a whole number of {least} or more, found {value!r}")
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise DataError(f"device: expected cpu or cuda, found {device!r}")
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise DataError(f"{output_dir}: expected a folder for the report, found a file")
     grid = None if spacing is None else (spacing[0], spacing[1], spacing[2])
 
     def opened(root: str | Path, split: str) -> PairFolder:
@@ -252,6 +260,8 @@ def run_report(
     steps = evidence.steps()
     wanted = list(steps) if parts is None else listed(parts)
     for name in wanted:
+        if name == "usefulness" and name not in steps:
+            raise DataError("parts: usefulness: expected --utility FOLDER beside it, found none")
         if name not in steps:
             raise DataError(f"parts: expected some of {list(steps)}, found {name!r}")
     settings = {
@@ -288,20 +298,27 @@ def split_of_holdout(real: Path, holdout: Path) -> str:
 
 
 def refuse_overlap(cohorts: Cohorts) -> None:
-    """Refuse a holdout that shares files with the real cohort: nothing would be held out.
+    """Refuse cohorts that share files: nothing would be held out, or nothing made.
 
     Raises:
         DataError: names a shared file.
     """
-    if cohorts.holdout is None:
-        return
-    seen = {case.image.resolve() for case in cohorts.real.folder.split("training") if case.image}
-    for case in cohorts.holdout.cases:
-        if case.image is not None and case.image.resolve() in seen:
+    seen = {_file(case) for case in cohorts.real.folder.split("training")} - {None}
+    made = {_file(case) for case in cohorts.synthetic.cases} - {None}
+    for case in cohorts.synthetic.cases:
+        if _file(case) in seen:
             raise DataError(
-                f"{case.image}: expected held-out cases that are not in the real cohort's "
-                "training list, found one that is"
+                f"{case.image}: expected synthetic volumes, found one of the real cohort's "
+                "training list"
             )
+    for case in () if cohorts.holdout is None else cohorts.holdout.cases:
+        if _file(case) in seen | made:
+            whose = "real cohort's training list" if _file(case) in seen else "synthetic cohort"
+            raise DataError(f"{case.image}: expected held-out cases, found one of the {whose}")
+
+
+def _file(case: Case) -> Path | None:
+    return None if case.image is None else case.image.resolve()
 
 
 def _path(value: str | Path | None) -> Path | None:

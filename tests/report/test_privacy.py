@@ -17,6 +17,7 @@ from medpair.data.files import Volume, write_volume
 from medpair.report.pairs import Pair, PairFolder, open_pairs
 from medpair.report.privacy import privacy_part
 from medpair.report.privacy_figures import MARGIN, only_label
+from medpair.report.privacy_section import privacy_section
 
 SIZE = (22, 26, 20)
 PER_COHORT = 12
@@ -219,3 +220,37 @@ def test_honest_hippocampi_are_quiet_and_copies_are_not(tmp_path):
         if (f"case_{index:03d}", real[index].name) not in caught
     ]
     assert missed == []
+
+
+@pytest.mark.parametrize("count", [5, 8])
+def test_copied_images_of_few_volumes_are_caught_whatever_their_labels(people, tmp_path, count):
+    """Too few real volumes for a limit of isolation: the image as a whole still tells."""
+    real = written(tmp_path / "real", people[:count])
+    held = written(tmp_path / "held", people[2 * count : 2 * count + 3])
+    labels = people[count : 2 * count]
+    mixed = [
+        replace(noisy(copied, np.random.default_rng(k)), label=other.label)
+        for k, (copied, other) in enumerate(zip(people[:count], labels, strict=True))
+    ]
+    copies = privacy_part(real, written(tmp_path / "copies", mixed), held).numbers
+    assert copies["alarm"] is True
+    assert copies["whole"]["flagged"] == count
+    assert any("training images as a whole" in reason for reason in copies["reasons"])
+    honest = privacy_part(real, written(tmp_path / "honest", labels), held).numbers
+    assert honest["alarm"] is False
+    assert honest["whole"]["flagged"] == 0
+    # and what a quiet report of so few volumes does not say is said
+    assert any("3 unseen cases" in sentence for sentence in honest["weak"])
+    section = privacy_section(honest)
+    assert not any("always" in note for note in section.notes) or (
+        honest["copies"]["image"]["limit"]["ratio"] >= 0.15
+    )
+    assert set(honest["weak"]) <= set(section.lead)
+
+
+def test_exact_copies_of_few_volumes_are_caught_by_their_images(people, tmp_path):
+    real = written(tmp_path / "real", people[:6])
+    numbers = privacy_part(real, written(tmp_path / "copies", people[:6]), None).numbers
+    assert numbers["alarm"] is True
+    for space in ("image", "label"):
+        assert numbers["copies"][space]["flagged"] == 6

@@ -116,11 +116,32 @@ def test_private():
     calm = verdicts({"privacy": {"alarm": False, "reasons": []}})[3]
     assert calm.mark == "good"
     assert "no proof" in calm.reason
-    for report in ({}, {"privacy": {"alarm": None, "reasons": []}}):
-        verdict = verdicts(report)[3]
-        assert verdict.mark == "unknown"
-        assert "not examined" in verdict.reason
-        assert "do not share" in verdict.short
+    verdict = verdicts({})[3]
+    assert verdict.mark == "unknown"
+    assert "not examined" in verdict.reason
+    assert "do not share" in verdict.short
+    verdict = verdicts({"privacy": {"alarm": None, "reasons": []}})[3]
+    assert verdict.mark == "unknown"
+    assert "too few real volumes" in verdict.reason
+    # a quiet report of cohorts in which little could be seen is no green light
+    weak = {
+        "alarm": False,
+        "reasons": [],
+        "weak": ["With 4 unseen cases an attack cannot be judged."],
+    }
+    verdict = verdicts({"privacy": weak})[3]
+    assert verdict.mark == "warn"
+    assert "4 unseen cases" in verdict.reason
+
+
+def test_few_volumes_and_poor_judges_are_said():
+    few = judge(1.1)
+    few["mean"]["frechet"]["n_equal"] = 4
+    verdict = faithful(a=few)
+    assert (verdict.mark, verdict.answer) == ("warn", "no difference seen")
+    means = {"synthetic": {"mean": 0.48}, "holdout": {"mean": 0.47}}
+    entry = {"mean": means, "difference": {"low": -0.01, "value": 0.01, "high": 0.03}}
+    assert "poor judge" in verdicts({"alignment": entry})[1].reason
 
 
 def test_summary_is_three_sentences_whatever_was_measured():

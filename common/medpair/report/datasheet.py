@@ -14,8 +14,8 @@ def datasheet(report: Mapping[str, Any]) -> str:
     lines = [f"# Data sheet: {plain(synthetic['name'])}", ""]
     lines += [
         "Synthetic medical volumes with labels, made by a network that was trained on "
-        f"{real['volumes_in_split']} volumes of {plain(real['name'])}. They are scans of nobody; "
-        "whether patients shine through is a question of its own: see Privacy.",
+        f"{real['volumes_in_split']} volumes of {plain(real['name'])}. Whether "
+        "patients shine through is said under Privacy.",
         "",
         "## Contents",
         "",
@@ -81,7 +81,11 @@ def _privacy(report: Mapping[str, Any], origin: Any) -> list[str]:
     lines = []
     privacy = report.get("privacy")
     if not privacy or privacy.get("alarm") is None:
-        lines.append("- not examined: do not share before it is")
+        lines.append(
+            "- too few real volumes to say anything of copies"
+            if privacy
+            else "- not examined: do not share before it is"
+        )
     elif privacy["alarm"]:
         lines.append("- **ALARM**: do not share. " + plain(" ".join(privacy["reasons"])))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -69,6 +70,8 @@ def render_page(
         for section in sections
     ]
     real, synthetic = report["real"]["name"], report["synthetic"]["name"]
+    if real == synthetic:  # simulated cohorts of one kind, or copies
+        real, synthetic = (Path(report[key]["folder"]).name for key in ("real", "synthetic"))
     return (
         environment()
         .get_template("page.html.j2")

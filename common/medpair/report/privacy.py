@@ -15,9 +15,12 @@ from medpair.report.pairs import PairFolder
 from medpair.report.part import Part
 from medpair.report.privacy_figures import closest_figure, distance_figure
 from medpair.report.privacy_grid import GridCohort, frame_of, grid_cohort
+from medpair.report.privacy_whole import NEAR, whole_copies
 
 SPACES: tuple[Space, ...] = ("image", "label")
 LEAST_VOLUMES = 5
+# Below these a quiet report says little: see ``weaknesses``
+WEAK_LIMIT, LEAST_UNSEEN = 0.1, 20
 # Chance of the attack's lower end being too high, and the area it must exceed
 ATTACK_LEVEL, ATTACK_MARGIN = 0.99, 0.55
 CLOSEST = 5
@@ -124,6 +127,16 @@ def privacy_part(
             "The attack on the critic's score concerns sharing the critic or the training "
             "checkpoint, not the volumes."
         )
+    progress("whole images")
+    numbers["whole"] = whole = whole_copies(real, synthetic, folders.get("holdout"))
+    if whole["flagged"]:
+        first = whole["volumes"][0]
+        reasons.append(
+            f"{whole['flagged']} of {len(synthetic)} synthetic images are training images as a "
+            f"whole: {first['synthetic']} is {first['distance'] / whole['usual']:.2f} times as far "
+            f"from {first['real']} as real images usually are from their nearest."
+        )
+    numbers["weak"] = weaknesses(numbers, len(real), len(folders.get("holdout", ())))
     closest = _closest(cohorts)
     numbers |= {"closest": closest, "alarm": bool(reasons), "reasons": reasons}
     progress("figures")
@@ -132,6 +145,23 @@ def privacy_part(
         "privacy_closest": closest_figure(synthetic, real, closest),
     }
     return Part(numbers, figures, notes)
+
+
+def weaknesses(numbers: Mapping[str, Any], real: int, unseen: int) -> list[str]:
+    """Return what could not be seen in these cohorts, as sentences."""
+    weak = []
+    limit = numbers["copies"]["image"]["limit"]["ratio"]
+    if limit < WEAK_LIMIT:
+        weak.append(
+            f"Of {real} real volumes only nearly exact copies can be recognised (limit of "
+            f"isolation {limit:.2g}; warped or mixed copies would not be)."
+        )
+    if unseen < LEAST_UNSEEN:
+        weak.append(
+            f"With {unseen} unseen cases a membership attack cannot be judged; {LEAST_UNSEEN} or "
+            "more are needed."
+        )
+    return weak
 
 
 def _series(cohorts: _Cohorts, space: Space) -> dict[str, np.ndarray]:
@@ -148,6 +178,7 @@ def _copies(cohorts: _Cohorts, space: Space) -> dict[str, Any]:
     assert len(reference) >= LEAST_REFERENCE
     ours = cohorts.isolations("synthetic", space)
     limit = copy_limit(reference, tests=len(SPACES) * len(ours))
+    usual = float(np.median(np.concatenate([cohorts.distance(n, "real", space) for n in names])))
     found = cohorts.neighbours("synthetic", "real", space)
     rows = [
         {
@@ -156,7 +187,8 @@ def _copies(cohorts: _Cohorts, space: Space) -> dict[str, Any]:
             "isolation": float(ours[index]),
             "distance": float(found.rigid[index, 0]),
             "flipped": ["xyz"[axis] for axis in FLIPS[int(found.flip[index, 0])]],
-            "flag": bool(ours[index] < limit.ratio),
+            # of few real volumes the limit is below what even an exact copy reaches
+            "flag": bool(ours[index] < limit.ratio or found.rigid[index, 0] < NEAR * usual),
         }
         for index in range(len(ours))
     ]

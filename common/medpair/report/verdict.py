@@ -18,6 +18,10 @@ AGAINST = {
     "E2-1F": "as long a training on real pairs alone",
     "E2-1": "real pairs alone",
 }
+# Fewer volumes a side do not say that two cohorts are alike
+FEW = 20
+# A segmenter that agrees less with held-out real labels (Dice) is a poor judge of others
+POOR_JUDGE = 0.6
 # Labels that fit this much worse than real ones (Dice) are said to be misaligned
 MISALIGNED = -0.02
 
@@ -86,6 +90,9 @@ def _faithful(report: Mapping[str, Any]) -> Verdict:
         return Verdict(question, "no", "bad", reason, short)
     if any(differs(entry["mean"]["frechet"]) for entry in features.values()):
         return Verdict(question, "nearly", "warn", reason, short)
+    if found["n_equal"] < FEW:
+        reason += " With so few volumes only a great difference would show."
+        return Verdict(question, "no difference seen", "warn", reason, short)
     return Verdict(question, "yes, by this measure", "good", reason, short)
 
 
@@ -119,6 +126,8 @@ def _aligned(report: Mapping[str, Any]) -> Verdict:
         f"{fixed(found['mean'])}, with held-out real labels to {fixed(held['mean'])}: difference "
         f"{value}."
     )
+    if held["mean"] < POOR_JUDGE:
+        reason += " A segmenter that agrees so little with real labels is a poor judge."
     short = f"Dice {value} against held-out real pairs"
     if difference["low"] >= MISALIGNED:
         return Verdict(question, "yes", "good", reason, short)
@@ -162,12 +171,20 @@ def _private(report: Mapping[str, Any]) -> Verdict:
     entry = report.get("privacy")
     question = "May be shared?"
     if not entry or entry.get("alarm") is None:
+        if entry:
+            reason = "There are too few real volumes to say whether synthetic ones are copies."
+            return Verdict(question, "cannot be said", "unknown", reason, "too few real volumes")
         reason = "Whether synthetic volumes are copies of training cases was not examined."
         hint = "do not share before it is: part privacy"
         return Verdict(question, "not examined", "unknown", reason, hint)
     if entry["alarm"]:
         reason = "Privacy alarm: " + " ".join(entry["reasons"])
         return Verdict(question, "no: alarm", "bad", reason, "see the part on privacy")
+    if entry.get("weak"):
+        reason = "No copy of a training case was found, but " + " ".join(
+            [entry["weak"][0][0].lower() + entry["weak"][0][1:], *entry["weak"][1:]]
+        )
+        return Verdict(question, "no alarm, little seen", "warn", reason, "see the part on privacy")
     reason = (
         "No synthetic volume was found to be a copy of a training case; that is no proof that "
         "nothing of a patient can be learned."
