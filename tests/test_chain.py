@@ -304,7 +304,10 @@ def test_a_bundle_that_is_stopped_may_save_its_work(name: str, tmp_path: Path) -
     """SIGTERM reaches the chain alone, Ctrl-C the whole group: the run is waited for either way."""
     child = SAVES.replace("{signal}", name)
     chain = subprocess.Popen(
-        [sys.executable, "-c", WAITS, child, str(tmp_path)], start_new_session=True
+        [sys.executable, "-c", WAITS, child, str(tmp_path)],
+        start_new_session=True,
+        # a shell's background jobs ignore Ctrl-C, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
