@@ -5,8 +5,6 @@ Imports stay inside the verbs: ``medpair --help`` must not wait for MONAI.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -340,31 +338,11 @@ def numbers(value: Any) -> list[float]:
     return result
 
 
-def refuse_unknown_flags(verbs: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Refuse a misspelt flag before the verb has run: Fire complains afterwards.
-
-    Raises:
-        ValueError: names the flag and the one that it resembles.
-    """
-    if not words or words[0] not in verbs:
-        return
-    known = list(inspect.signature(verbs[words[0]]).parameters)
-    for word in words[1:]:
-        if word == "--":
-            return
-        key = word[2:].partition("=")[0].replace("-", "_")
-        if not word.startswith("--") or key in (*known, "help"):
-            continue
-        if key.startswith("no") and key[2:] in known:  # Fire's way of saying False
-            continue
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"; did you mean --{near[0]}?" if near else f" of {known}"
-        raise ValueError(f"{word}: expected a flag of medpair {words[0]}, found none{hint}")
-
-
 def main() -> None:
     """Run a verb; errors of the data end in one line, not a traceback."""
     import fire
+
+    from medpair.flags import refuse_unknown_flags
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     verbs = {

@@ -14,7 +14,7 @@ import numpy as np
 
 from medpair.chain import SEGMENTATION, find_bundles, train_step
 from medpair.data.dataset import Case, load_dataset
-from medpair.data.files import DataError
+from medpair.data.files import DataError, file_sha256
 from medpair.report import features_inception, perceptual
 from medpair.report.alignment_part import alignment_part
 from medpair.report.build import Cohorts, Step, build_report, fingerprint, with_progress
@@ -23,7 +23,6 @@ from medpair.report.features import FeatureExtractor
 from medpair.report.features_segmenter import SegmenterBottleneck
 from medpair.report.fidelity_part import fidelity_part
 from medpair.report.label_part import label_part
-from medpair.report.package_weights import file_sha256
 from medpair.report.pairs import PairFolder, few, open_pairs
 from medpair.report.part import Part
 from medpair.report.privacy import privacy_part
@@ -35,6 +34,7 @@ from medpair.report.sections import (
     label_section,
 )
 from medpair.report.usefulness import usefulness_part, usefulness_section
+from medpair.utility_plan import listed
 
 # Volumes of a cohort, and slices per view, that go through a network for photographs: its time
 INCEPTION_VOLUMES, INCEPTION_SLICES = 60, 2
@@ -193,7 +193,6 @@ class Evidence:
             cohorts.holdout,
             embed=embed,
             critic_scores=scores,
-            seed=self.seed,
         )
 
 
@@ -272,12 +271,6 @@ def run_report(
     }
     command = shlex.join(["medpair", *sys.argv[1:]])
     return build_report(Path(output_dir), cohorts, steps, command, settings, whole_images, wanted)
-
-
-def listed(parts: Sequence[str] | str) -> list[str]:
-    """Return ``labels,privacy`` or ["labels", "privacy"] as a list."""
-    names = parts.split(",") if isinstance(parts, str) else parts
-    return [str(name).strip() for name in names]
 
 
 def split_of_holdout(real: Path, holdout: Path) -> str:

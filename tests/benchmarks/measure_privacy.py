@@ -140,7 +140,8 @@ def detection_table(pairs, grids, frame, kinds, copies, seed):
             index, ratio = searched(getattr(cohort, f"{space}s"), space)
             flags.append((ratio < limits[space]) & (index == sources))
         rates = " | ".join(f"{row.mean():.2f}" for row in (*flags, np.logical_or(*flags)))
-        print(f"| {kind} | {rates} | {np.mean(overlaps) if overlaps else 1:.2f} |", flush=True)
+        overlap = f"{np.mean(overlaps):.2f}" if overlaps else "-"
+        print(f"| {kind} | {rates} | {overlap} |", flush=True)
 
 
 def parted(groups, shares, rng):

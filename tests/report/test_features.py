@@ -10,7 +10,7 @@ import torch
 from tests.bundles.conftest import BUNDLES, run
 from tests.conftest import tiny_dataset
 
-from medpair.data.files import DataError, read_volume, save_torch, write_json
+from medpair.data.files import DataError, file_sha256, read_volume, save_torch, write_json
 from medpair.metrics.distance import dice
 from medpair.networks.medicalnet import medicalnet_resnet10
 from medpair.networks.segmenters import segmenter
@@ -18,7 +18,7 @@ from medpair.report import features_inception
 from medpair.report.features_inception import InceptionSlices
 from medpair.report.features_medicalnet import MedicalNetVolumes
 from medpair.report.features_segmenter import Moments, SegmenterBottleneck
-from medpair.report.package_weights import PackageWeights, file_sha256
+from medpair.report.package_weights import PackageWeights
 from medpair.report.pairs import Pair, open_pairs
 from medpair.report.view_slices import as_picture, slice_indices, spread, take_slice
 

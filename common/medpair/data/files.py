@@ -6,6 +6,7 @@ final name is whole, whenever the process is killed.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -194,3 +195,19 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as handle:
         handle.write(line)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        digest = hashlib.sha256()
+        with open(path, "rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: expected a readable file, found {error.strerror}") from None
+    return digest.hexdigest()

@@ -17,11 +17,11 @@ from torch.utils.data import Dataset, Sampler
 
 from medpair.data.cohort import SPACING_TOLERANCE, Cohort, from_unit, to_unit
 from medpair.data.dataset import Case, load_dataset
-from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
+from medpair.data.files import DataError, Volume, file_sha256, read_json, read_volume, write_volume
 from medpair.data.labels import LabelMap, short_list
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
 from medpair.data.slices import frame_box, framed, next_frame, unframed
-from medpair.inferers.folder import SyntheticFolder, file_sha256, stored
+from medpair.inferers.folder import SyntheticFolder, stored
 
 
 class CaseVolumes(Dataset[dict[str, Any]]):

@@ -7,7 +7,6 @@ refuses the folder.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,19 +179,3 @@ def centred_affine(spacing: Sequence[float], size: Sequence[int]) -> np.ndarray:
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [-0.5 * s * (n - 1) for s, n in zip(spacing, size, strict=True)]
     return affine
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        DataError: if it is missing.
-    """
-    try:
-        with open(path, "rb") as handle:
-            digest = hashlib.sha256()
-            while block := handle.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected a checkpoint, found nothing there") from None

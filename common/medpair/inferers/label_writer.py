@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from medpair.data.cohort import Cohort
-from medpair.data.files import Volume, write_volume
+from medpair.data.files import Volume, file_sha256, write_volume
 from medpair.data.sampling import numpy_generator
 from medpair.data.slices import frame_box, unframed
-from medpair.inferers.folder import SyntheticFolder, centred_affine, file_sha256
+from medpair.inferers.folder import SyntheticFolder, centred_affine
 from medpair.inferers.label_volume import LabelVolumeInferer
 
 logger = logging.getLogger(__name__)

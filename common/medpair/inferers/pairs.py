@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from medpair.data.cohort import Cohort, from_unit
-from medpair.data.files import DataError, Volume, write_volume
+from medpair.data.files import DataError, Volume, file_sha256, write_volume
 from medpair.data.labels import LabelChannels
 from medpair.data.patches import crop_box
 from medpair.data.sampling import numpy_generator
-from medpair.inferers.folder import SyntheticFolder, centred_affine, file_sha256, stored
+from medpair.inferers.folder import SyntheticFolder, centred_affine, stored
 from medpair.networks.wgan import Generator
 
 # Fixes the meaning of (seed, index): two streams, so that sizes and latents are independent

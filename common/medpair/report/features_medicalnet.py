@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medpair.data.files import DataError, load_torch
+from medpair.data.files import DataError, file_sha256, load_torch
 from medpair.data.slices import framed
 from medpair.networks.medicalnet import (
     FEATURES,
@@ -20,7 +20,6 @@ from medpair.networks.medicalnet import (
     medicalnet_resnet10,
 )
 from medpair.report.features import FeatureSet, volume_features
-from medpair.report.package_weights import file_sha256
 from medpair.report.pairs import Pair
 
 

@@ -14,12 +14,11 @@ from monai.transforms import Compose, Invertd, Spacingd
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medpair.data.files import DataError, load_torch
+from medpair.data.files import DataError, file_sha256, load_torch
 from medpair.data.patches import PAD_IMAGE
 from medpair.data.segmentation import RobustScaled, read_segmenter_card
 from medpair.networks.segmenters import SliceWise, segmenter_from_card
 from medpair.report.features import FeatureSet, volume_features
-from medpair.report.package_weights import file_sha256
 from medpair.report.pairs import Pair
 
 

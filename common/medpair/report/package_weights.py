@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from medpair.data.files import DataError
+from medpair.data.files import DataError, file_sha256
 
 EXTRA = "medpair[fid]"
 
@@ -70,19 +69,3 @@ class PackageWeights:
             "package": self.distribution,
             "package_version": release,
         }
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
-    try:
-        digest = hashlib.sha256()
-        with open(path, "rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"{path}: expected a readable file, found {error.strerror}") from None
-    return digest.hexdigest()

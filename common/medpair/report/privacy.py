@@ -59,12 +59,11 @@ def privacy_part(
     holdout: PairFolder | None,
     embed: Callable[[PairFolder], np.ndarray] | None = None,
     critic_scores: Mapping[str, np.ndarray] | None = None,
-    seed: int = 0,
     progress: Progress = lambda what: None,
 ) -> Part:
     """Search copies of training volumes and attack membership.
 
-    Nothing here is drawn at random: ``seed`` is taken so that all parts are called alike.
+    Nothing here is drawn at random.
 
     Args:
         real: the training pairs.
@@ -72,7 +71,6 @@ def privacy_part(
         holdout: real pairs that the generator has not seen, or None.
         embed: features (N, F) of a cohort.
         critic_scores: ``members`` (N,) and ``others`` (M,) of a WGAN's critic.
-        seed: unused.
         progress: told what is being done.
 
     Returns:

@@ -1,17 +1,13 @@
-"""A usefulness table for people: Markdown, a picture, and a part of the report."""
+"""A usefulness table for people: Markdown and a picture."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from medpair.data.files import read_json
-from medpair.report.part import Part
 
 SETS = {"test": "held-out real cases", "transfer": "second dataset"}
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
@@ -116,16 +112,6 @@ def table_picture(content: Mapping[str, Any]) -> bytes:
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=110, metadata={"Software": None})
     return target.getvalue()
-
-
-def utility_part(folder: str | Path) -> Part:
-    """Return the table in ``folder`` as a part of the report.
-
-    Raises:
-        DataError: if there is no ``utility.json``.
-    """
-    content = read_json(Path(folder) / "utility.json")
-    return Part(content, {"utility.png": table_picture(content)}, notes(content))
 
 
 def _draw_protocols(axis: Axes, content: Mapping[str, Any], test: str) -> None:
