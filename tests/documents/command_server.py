@@ -63,11 +63,11 @@ def reduced(words: list[str], sizes: Mapping[str, Mapping[str, Any]]) -> list[st
 
 def serve(address: str, sizes: Mapping[str, Mapping[str, Any]], shims: str) -> None:
     """Answer requests until the process is ended."""
-    import monai.bundle.__main__  # noqa: F401, PLC0415
-    import torch  # noqa: PLC0415
+    import monai.bundle.__main__  # noqa: F401
+    import torch
 
-    import medpair.cli  # noqa: F401, PLC0415
-    import medpair.evidence  # noqa: F401, PLC0415
+    import medpair.cli
+    import medpair.evidence  # noqa: F401
 
     torch.set_num_threads(1)
     listener = socket.socket(socket.AF_UNIX)
@@ -121,7 +121,7 @@ def _run(words: list[str]) -> int:
             sys.argv = words[2:]
             runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
         elif words[0] == "medpair":
-            from medpair.cli import main  # noqa: PLC0415
+            from medpair.cli import main
 
             sys.argv = words
             main()
