@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from tests.conftest import tiny_dataset
 
 from medpair.data.dataset import SPLITS, DatasetFolder, load_dataset, write_dataset_json
 from medpair.data.files import Volume, read_json, read_volume, write_json, write_volume
 from medpair.sharing.convert_volumes import read_image
-from tests.conftest import tiny_dataset
 
 
 def rich_dataset(folder: Path, count: int = 3) -> Path:

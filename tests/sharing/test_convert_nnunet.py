@@ -10,6 +10,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from tests.conftest import tiny_dataset
+from tests.sharing.folders import assert_same, rich_dataset
 
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
@@ -18,8 +20,6 @@ from medpair.data.files import DataError, read_json, write_json
 from medpair.sharing.convert_nnunet import export_nnunet
 from medpair.sharing.convert_nnunet_read import import_nnunet
 from medpair.sharing.convert_volumes import read_image
-from tests.conftest import tiny_dataset
-from tests.sharing.folders import assert_same, rich_dataset
 
 
 def verify(folder: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_cannot_be_said_is_refused(tmp_path: Path) -> None:
     content = read_json(ignored / "dataset.json")
     content["labels"]["ignore"] = content["labels"].pop("class_1")
     write_json(ignored / "dataset.json", content)
-    with pytest.raises(DataError, match="another name of a class .* found 'ignore'"):
+    with pytest.raises(DataError, match=r"another name of a class .* found 'ignore'"):
         export_nnunet(ignored, tmp_path / "raw", 2)
     broken = tiny_dataset(tmp_path / "broken", 2)
     (broken / "labelsTr" / "case_000.nii.gz").unlink()
@@ -160,7 +160,7 @@ def test_regions_become_groups_and_ignore_is_refused(raw: Path, tmp_path: Path) 
     assert folder.labels("whole").values == ((0,), (1, 2))
     assert errors_of(check_dataset(made, "whole")) == []
     change(raw, lambda c: c.update(labels={"background": 0, "one": 1, "ignore": 2}))
-    with pytest.raises(DataError, match="found an ignore label .*--ignore_as_background"):
+    with pytest.raises(DataError, match=r"found an ignore label .*--ignore_as_background"):
         import_nnunet(raw, tmp_path / "other", channel=0)
     made = import_nnunet(raw, tmp_path / "o", channel=0, ignore_as_background=True).parent
     for case in load_dataset(made).split("training"):
@@ -209,9 +209,7 @@ def test_label_and_image_must_share_a_grid(raw: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
-def test_other_endings_are_read_with_their_geometry(
-    raw: Path, tmp_path: Path, ending: str
-) -> None:
+def test_other_endings_are_read_with_their_geometry(raw: Path, tmp_path: Path, ending: str) -> None:
     sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
     plain = import_nnunet(raw, tmp_path / "plain", channel=0).parent
     for path in sorted(raw.rglob("*.nii.gz")):
