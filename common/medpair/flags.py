@@ -11,12 +11,23 @@ from typing import Any
 def refuse_unknown_flags(verbs: Mapping[str, Any], words: Sequence[str]) -> None:
     """Refuse a misspelt flag before the verb has run: Fire complains afterwards.
 
+    Args:
+        verbs: functions by name; a mapping in place of a function holds verbs of its own.
+        words: of the command line.
+
     Raises:
-        ValueError: names the flag and the one that it resembles.
+        ValueError: names the flag and the one that it resembles, or the verb.
     """
-    if not words or words[0] not in verbs:
+    verb = words[0] if words else ""
+    if verb not in verbs:
         return
-    known = list(inspect.signature(verbs[words[0]]).parameters)
+    if isinstance(verbs[verb], Mapping):
+        under = words[1] if len(words) > 1 else "none"
+        if under not in verbs[verb] and under not in ("-h", "--help", "--"):
+            raise ValueError(f"{verb}: expected one of {', '.join(verbs[verb])}, found {under}")
+        refuse_unknown_flags(verbs[verb], words[1:])
+        return
+    known = list(inspect.signature(verbs[verb]).parameters)
     for word in words[1:]:
         if word == "--":
             return
