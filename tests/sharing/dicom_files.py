@@ -12,6 +12,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 PATIENT = ("SECRET^JANE", "SECRET-77")
+NAMES = {"shell": 1, "box": 2}
 
 
 def write_series(
@@ -131,3 +132,34 @@ def write_rtstruct(path: Path, series: Path, label: np.ndarray, names: Mapping[s
         struct.add_roi(mask=(label == value).transpose(1, 0, 2), name=name)
     struct.save(str(path))
     return path
+
+
+def oblique(spacing: tuple[float, float, float] = (0.7, 0.8, 2.5)) -> np.ndarray:
+    """Return an affine to LPS, turned about all three axes."""
+    a, b, c = np.deg2rad([12.0, -25.0, 40.0])
+    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = x @ y @ z @ np.diag(spacing)
+    affine[:3, 3] = [-31.5, 12.25, -118.0]
+    return affine
+
+
+def phantom() -> tuple[np.ndarray, np.ndarray]:
+    """Return stored values and a label map: a hollow ball and a box."""
+    label = np.zeros((20, 18, 9), np.uint8)
+    offsets = np.indices(label.shape) - np.reshape([7, 8, 4], (3, 1, 1, 1))
+    distance = np.linalg.norm(offsets * np.reshape([1, 1, 2], (3, 1, 1, 1)), axis=0)
+    label[(distance < 6) & (distance > 2.5)] = 1
+    label[14:18, 3:9, 2:7] = 2
+    values = np.random.default_rng(0).integers(0, 2000, label.shape)
+    return values.astype(np.int16), label
+
+
+def dicom_folder(folder: Path) -> Path:
+    """Write a CT series with a SEG object; return the folder."""
+    stored, label = phantom()
+    series = write_series(folder / "series", stored, oblique())
+    write_seg(folder / "segments.dcm", series, label, NAMES)
+    return folder

@@ -50,12 +50,12 @@ def test_verbs_print_what_they_wrote(
         (("import", "nifti", "a"), "import: expected one of nnunet, bids, dicom, found nifti"),
         (
             ("export", "nnunet", "a", "b", "--ids", "3"),
-            "--ids: expected a flag of medpair nnunet, found none; did you mean --id?",
+            "--ids: expected a flag of medpair export nnunet, found none; did you mean --id?",
         ),
         (("import", "dicom", "nowhere", "b"), "nowhere: expected a folder of DICOM files"),
         (("import", "bids", "nowhere", "b"), "nowhere: expected a BIDS folder"),
         (("import", "nnunet", "nowhere", "b"), "nowhere/dataset.json: expected a JSON file"),
-        (("export", "nnunet", "nowhere", "b", "--id=1"), "nowhere: dataset folder: expected"),
+        (("export", "nnunet", "nowhere", "b", "--id=1"), "nowhere: folder: expected a dataset"),
     ],
 )
 def test_refusals_are_one_line(

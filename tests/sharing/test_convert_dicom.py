@@ -20,7 +20,10 @@ pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 
 from pydicom.data import get_testdata_file  # noqa: E402
 from tests.sharing.dicom_files import (  # noqa: E402
+    NAMES,
     PATIENT,
+    oblique,
+    phantom,
     write_rtstruct,
     write_seg,
     write_series,
@@ -37,30 +40,6 @@ from medpair.sharing.convert_dicom_series import series_volume  # noqa: E402
 from medpair.sharing.convert_volumes import from_lps, read_image  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NAMES = {"shell": 1, "box": 2}
-
-
-def oblique(spacing: tuple[float, float, float] = (0.7, 0.8, 2.5)) -> np.ndarray:
-    """Return an affine to LPS, turned about all three axes."""
-    a, b, c = np.deg2rad([12.0, -25.0, 40.0])
-    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = x @ y @ z @ np.diag(spacing)
-    affine[:3, 3] = [-31.5, 12.25, -118.0]
-    return affine
-
-
-def phantom() -> tuple[np.ndarray, np.ndarray]:
-    """Return stored values and a label map: a hollow ball and a box."""
-    label = np.zeros((20, 18, 9), np.uint8)
-    offsets = np.indices(label.shape) - np.reshape([7, 8, 4], (3, 1, 1, 1))
-    distance = np.linalg.norm(offsets * np.reshape([1, 1, 2], (3, 1, 1, 1)), axis=0)
-    label[(distance < 6) & (distance > 2.5)] = 1
-    label[14:18, 3:9, 2:7] = 2
-    values = np.random.default_rng(0).integers(0, 2000, label.shape)
-    return values.astype(np.int16), label
 
 
 def only_case(made: Path) -> tuple[Volume, Volume]:
