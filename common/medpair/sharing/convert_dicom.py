@@ -136,11 +136,12 @@ def _survey(
     objects: list[Found] = []
     files: list[Path] = []
     series_of: dict[str, str] = {}
-    labelled = []
+    labelled, others = [], 0
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
         try:
             header = read_dicom(path, pixels=False)
         except DataError:
+            others += 1
             continue
         files.append(path)
         uid, modality = str(header.get("SeriesInstanceUID", "")), str(header.get("Modality", ""))
@@ -153,6 +154,8 @@ def _survey(
             series_of[str(header.SOPInstanceUID)] = uid
         elif modality in LABELS:
             labelled.append((path, header, patient, frame, modality))
+    if others:
+        logger.info("%s: %d files that are no DICOM; left out", root, others)
     for path, header, patient, frame, modality in labelled:
         words = (header.get("SeriesDescription", ""), header.get("StructureSetLabel", ""))
         if segmentation is not None and not any(segmentation in str(word) for word in words):
