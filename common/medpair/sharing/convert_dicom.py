@@ -136,7 +136,8 @@ def _survey(
     objects: list[Found] = []
     files: list[Path] = []
     series_of: dict[str, str] = {}
-    labelled, others = [], 0
+    labelled = []
+    others = 0
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
         try:
             header = read_dicom(path, pixels=False)
