@@ -342,10 +342,11 @@ def main() -> None:
     """Run a verb; errors of the data end in one line, not a traceback."""
     import fire
 
+    from medpair.cli_convert import EXPORTS, IMPORTS
     from medpair.flags import refuse_unknown_flags
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    verbs = {
+    verbs: dict[str, Any] = {
         "check": check,
         "phantom": phantom,
         "generate": generate,
@@ -353,6 +354,8 @@ def main() -> None:
         "report": report,
         "utility": utility,
         "demo": demo,
+        "export": EXPORTS,
+        "import": IMPORTS,
     }
     try:
         refuse_unknown_flags(verbs, sys.argv[1:])

@@ -8,15 +8,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def refuse_unknown_flags(verbs: Mapping[str, Any], words: Sequence[str]) -> None:
+def refuse_unknown_flags(
+    verbs: Mapping[str, Any], words: Sequence[str], command: str = "medpair"
+) -> None:
     """Refuse a misspelt flag before the verb has run: Fire complains afterwards.
 
+    Args:
+        verbs: functions by name; a mapping in place of a function holds verbs of its own.
+        words: of the command line.
+        command: what comes before them.
+
     Raises:
-        ValueError: names the flag and the one that it resembles.
+        ValueError: names the flag and the one that it resembles, or the verb.
     """
-    if not words or words[0] not in verbs:
+    verb = words[0] if words else ""
+    if verb not in verbs:
         return
-    known = list(inspect.signature(verbs[words[0]]).parameters)
+    if isinstance(verbs[verb], Mapping):
+        under = words[1] if len(words) > 1 else "none"
+        if under not in verbs[verb] and under not in ("-h", "--help", "--"):
+            raise ValueError(f"{verb}: expected one of {', '.join(verbs[verb])}, found {under}")
+        refuse_unknown_flags(verbs[verb], words[1:], f"{command} {verb}")
+        return
+    known = list(inspect.signature(verbs[verb]).parameters)
     for word in words[1:]:
         if word == "--":
             return
@@ -27,4 +41,4 @@ def refuse_unknown_flags(verbs: Mapping[str, Any], words: Sequence[str]) -> None
             continue
         near = difflib.get_close_matches(key, known, 1)
         hint = f"; did you mean --{near[0]}?" if near else f" of {known}"
-        raise ValueError(f"{word}: expected a flag of medpair {words[0]}, found none{hint}")
+        raise ValueError(f"{word}: expected a flag of {command} {verb}, found none{hint}")

@@ -27,6 +27,7 @@ from tests.bundles.conftest import (
 )
 from tests.conftest import tiny_dataset
 from tests.documents.command_server import reduced, write_shims
+from tests.sharing.dicom_files import dicom_folder
 
 ROOT = Path(__file__).parents[2]
 # in this order: what one document of a bundle makes, the next may use
@@ -123,6 +124,7 @@ def with_cohorts(root: Path) -> Path:
     content["channel_names"] = {}
     content["training"] = [{"label": case["label"]} for case in content["training"]]
     write_json(maps / "dataset.json", content)
+    dicom_folder(root / "my_dicom")
     return root
 
 

@@ -1,0 +1,1 @@
+"""Packing bundles; other tools' folders."""
