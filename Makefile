@@ -11,9 +11,10 @@ DATASET ?=
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
-# nnU-Net's own requirements would replace PyTorch; its dataset check needs few of them
+# nnU-Net's own requirements would replace PyTorch; its dataset check needs few of them. rt-utils asks
+# for an OpenCV that needs a display.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		nnunetv2==2.8.1 acvl_utils batchgenerators
+		nnunetv2==2.8.1 acvl_utils batchgenerators rt-utils==1.2.7
 	touch $@
 
 demo: $(VENV)/installed
