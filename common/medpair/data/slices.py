@@ -33,6 +33,11 @@ def axis_of(view: str) -> int:
     return AXES[view]
 
 
+def view_of(axis: int) -> str:
+    """Return the view whose slices follow each other along a RAS axis (see ``axis_of``)."""
+    return next(view for view, number in AXES.items() if number == axis)
+
+
 def fitting_frame(
     sizes: Sequence[Sequence[int]], multiple: int = 8, largest: Sequence[int] | None = None
 ) -> list[int]:

@@ -85,6 +85,7 @@ class WGANTrainer(Trainer):
             sees them, so that the generator need not learn the frame around small volumes.
         augmentation: of what the critic sees.
         averaging: decay of the averaged weights that are sampled from.
+        critic_warmup: first iterations in which the critic alone learns.
         amp: mixed precision.
         amp_dtype: ``float16`` (with loss scaling, as in the paper) or ``bfloat16``.
         channels_last: memory layout of networks and batches; faster except with instance norm.
@@ -113,6 +114,7 @@ class WGANTrainer(Trainer):
         match_padding: bool = True,
         augmentation: CriticAugmentation | None = None,
         averaging: float = 0.999,
+        critic_warmup: int = 0,
         amp: bool = False,
         amp_dtype: Literal["float16", "bfloat16"] = "float16",
         channels_last: bool = False,
@@ -150,6 +152,7 @@ class WGANTrainer(Trainer):
         self.reuse_fakes = reuse_fakes
         self.match_padding = match_padding
         self.augmentation = augmentation or CriticAugmentation()
+        self.critic_warmup = critic_warmup
         self.latent_size = generator.latent_size
         self.averaged = AveragedWeights(generator, averaging)
         self.mixed = amp
@@ -235,15 +238,16 @@ class WGANTrainer(Trainer):
         return {"critic_loss": loss, "gradient_penalty": penalty, "wasserstein": distance}
 
     def _generator_step(self, fake: Tensor) -> dict[str, Tensor]:
-        """Update the generator once on fakes that carry its graph."""
+        """Update the generator once, but for the warm-up, on fakes that carry its graph."""
         fake = self._augment(fake, self._random(AUGMENT_GENERATOR, 0))
         self.critic.requires_grad_(False)
         with parametrize.cached(), self._autocast():
             loss = -self.critic(fake).float().mean()
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        self.generator_scaler.scale(loss).backward()
-        self.generator_scaler.step(self.generator_optimizer)
-        self.generator_scaler.update()
+        if self.state.iteration > self.critic_warmup:
+            self.generator_optimizer.zero_grad(set_to_none=True)
+            self.generator_scaler.scale(loss).backward()
+            self.generator_scaler.step(self.generator_optimizer)
+            self.generator_scaler.update()
         self.critic.requires_grad_(True)
         return {"generator_loss": loss}
 
