@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from medpair.data.files import DataError, file_sha256, load_torch, read_json
 from medpair.engines.checkpoint import CHECKPOINT
+from medpair.networks.transfer import sequence_critic_settings
 
 Kind = Literal[
     "pair_generator", "mask_denoiser", "sequence_generator", "view_denoiser", "segmenter"
@@ -71,6 +72,21 @@ def former_settings(checkpoint: str | Path | None, defaults: Mapping[str, Any]) 
     if not isinstance(content, dict) or not {"settings", "objects"} <= content.keys():
         raise DataError(f"{checkpoint}: expected a training's checkpoint.pt, found something else")
     return {key: content["settings"].get(key, value) for key, value in defaults.items()}
+
+
+def former_critic(checkpoint: str | Path | None, defaults: Mapping[str, int]) -> dict[str, int]:
+    """Return channels, num_layers and num_scales of the image critic that a checkpoint holds.
+
+    Args:
+        checkpoint: a ``checkpoint.pt`` of an image sequence generator; None gives the defaults.
+        defaults: the same three numbers.
+    """
+    if checkpoint is None:
+        return dict(defaults)
+    content = load_torch(checkpoint)
+    if not isinstance(content, dict) or "image_critic" not in content.get("objects", {}):
+        raise DataError(f"{checkpoint}: expected a checkpoint.pt with an image_critic, found none")
+    return sequence_critic_settings(content["objects"]["image_critic"])
 
 
 def digest(path: str | Path | None) -> str | None:

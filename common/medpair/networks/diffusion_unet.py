@@ -242,6 +242,10 @@ class DiffusionUNet(nn.Module):
         if self.view is not None and view is not None:
             emb = emb + self.view(view)
         h = self.conv_in(x)
+        if torch.is_grad_enabled() and not h.requires_grad:
+            # a frozen first layer: PyTorch 2.13's group norm crashes on a CPU where its weights
+            # need a gradient, its input none, in the channels-last layout
+            h.requires_grad_()
         kept = [h]
         for pair in self.down:
             block, attention = pair.children()

@@ -79,6 +79,11 @@ def segmenter(
     return UNet(spatial_dims=3, **unet)
 
 
+def patch_multiple(architecture: str) -> int:
+    """Return what the sides of training patches are multiples of: 16, or what the network needs."""
+    return max(16, MULTIPLES[architecture])
+
+
 def segmenter_from_card(card: dict[str, Any]) -> nn.Module:
     """Rebuild the network that a ``model.json`` describes."""
     return segmenter(**card["segmenter"])
