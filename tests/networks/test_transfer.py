@@ -136,7 +136,7 @@ def test_early_parts_are_parts_of_the_network(name: str) -> None:
 
 def test_label_channels_of_a_generator_are_what_they_say() -> None:
     """Moving a slot's slice moves the output channel of its class."""
-    network, anatomy = pairs(2)
+    _, anatomy = pairs(2)
     (axis,) = anatomy.class_axes("head.weight")
     assert [(slot.role, slot.klass) for slot in axis.slots] == [
         ("image", None),

@@ -54,6 +54,8 @@ def parameter_groups(
 
 def _frozen_parts(names: Sequence[str], anatomy: Anatomy, frozen: int | Sequence[str]) -> list[str]:
     """Return the beginnings of the names that are frozen."""
+    if isinstance(frozen, bool):
+        raise ValueError(f"frozen: expected a number of parts, or their names, found {frozen}")
     if isinstance(frozen, int):
         if not 0 <= frozen <= len(anatomy.early):
             raise ValueError(
