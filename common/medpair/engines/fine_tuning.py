@@ -116,18 +116,16 @@ class CarryOver:
         network: nn.Module,
         path: str | Path | None,
         own: Anatomy,
-        given: Anatomy | None,
+        given: Anatomy,
         labels: Sequence[str],
-        given_labels: Sequence[str] | None,
+        given_labels: Sequence[str],
         part: str | None = None,
     ) -> None:
         self.network = network
         self.path = path
         self.own = own
-        self.given = own if given is None else given
-        self.classes = Classes(
-            tuple(labels if given_labels is None else given_labels), tuple(labels)
-        )
+        self.given = given
+        self.classes = Classes(tuple(given_labels), tuple(labels))
         self.part = part
 
     def load(self) -> Outcome | None:
@@ -162,35 +160,40 @@ class CarryOver:
         if given is None or given.ndim != own.ndim:
             outcome.rebuilt.append(key)
             return own
-        value, mine = given.to(own.device, own.dtype), own
-        axes = list(zip(self.given.class_axes(key), self.own.class_axes(key), strict=True))
-        for there, _ in axes:
-            if given.shape[there.dim] != len(there.slots):
-                raise DataError(
-                    f"{self.path}: {key}: expected {len(there.slots)} slices, as its card says, "
-                    f"found {given.shape[there.dim]}"
-                )
-        sources = [(here.dim, self.classes.sources(there, here)) for there, here in axes]
-        kept = torch.ones([1] * own.ndim, dtype=torch.bool, device=own.device)
-        for dim, rows in sources:
-            value = _gathered(value, dim, rows)
-            shape = [-1 if i == dim else 1 for i in range(own.ndim)]
-            kept = kept & torch.tensor([bool(row) for row in rows], device=own.device).view(shape)
-        there_grid, here_grid = self.given.grid_axis(key), self.own.grid_axis(key)
-        resized = bool(there_grid and here_grid and there_grid.grid != here_grid.grid)
-        if resized:
-            assert there_grid is not None
-            assert here_grid is not None
-            value = _resampled(value, there_grid, here_grid)
+        value, kept, whole = self._by_class(key, given.to(own.device, own.dtype))
+        there, here = self.given.grid_axis(key), self.own.grid_axis(key)
+        resized = there is not None and here is not None and there.grid != here.grid
+        if resized and there is not None and here is not None:
+            value = _resampled(value, there, here)
         if value.shape != own.shape or not kept.any():
             outcome.rebuilt.append(key)
             return own
-        whole = all(
-            rows == [[i] for i in range(given.shape[dim])] and own.shape[dim] == given.shape[dim]
-            for dim, rows in sources
-        )
         (outcome.resized if resized else outcome.loaded if whole else outcome.by_class).append(key)
-        return torch.where(kept, value, mine)
+        return torch.where(kept, value, own)
+
+    def _by_class(self, key: str, given: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Sort a given tensor by our classes.
+
+        Returns:
+            The tensor with zeros where there is nothing given; a mask, broadcastable to it, of what
+            there is; and whether it is the given tensor as it was.
+        """
+        value, whole = given, True
+        kept = torch.ones([1] * given.ndim, dtype=torch.bool, device=given.device)
+        axes = zip(self.given.class_axes(key), self.own.class_axes(key), strict=True)
+        for there, here in axes:
+            dim, count = here.dim, given.shape[there.dim]
+            if count != len(there.slots):
+                raise DataError(
+                    f"{self.path}: {key}: expected {len(there.slots)} slices, as its card says, "
+                    f"found {count}"
+                )
+            rows = self.classes.sources(there, here)
+            value = _gathered(value, dim, rows)
+            shape = [-1 if i == dim else 1 for i in range(given.ndim)]
+            kept = kept & torch.tensor([bool(row) for row in rows], device=given.device).view(shape)
+            whole = whole and rows == [[i] for i in range(count)]
+        return value, kept, whole
 
     def _report(self, outcome: Outcome, frozen: list[str]) -> None:
         """Say in the log what was loaded, and which classes were."""
