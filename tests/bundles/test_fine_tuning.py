@@ -306,28 +306,26 @@ def test_weights_of_another_bundle_are_refused_by_name(
     assert str(other) in message
 
 
-def test_a_critic_without_weights_learns_first(base: Base, second: str, tmp_path: Path) -> None:
-    """The generator stands still while a new critic learns alone; ours is taken when there."""
-    flow = tune("wgan_sn_mp", base("wgan_sn_mp"), second, tmp_path / "x")
-    assert flow.parser.get_parsed_content("critic_warmup") == 0
-    flow = tune("wgan_sn_mp", base("wgan_sn_mp"), second, tmp_path / "a", critic_ckpt=None)
-    assert flow.parser.get_parsed_content("critic_warmup") > 4
-    trainer, before = finish(flow)
-    after = dict(flow.parser.get_parsed_content("network").named_parameters())
-    assert all(torch.equal(before[key], after[key]) for key in after)
-    assert trainer.state.iteration == 4
-    assert records(tmp_path / "a")[0].keys() >= {"generator_loss", "critic_loss"}
-    flow = tune(
-        "wgan_sn_mp",
-        base("wgan_sn_mp"),
-        second,
-        tmp_path / "b",
-        critic_ckpt=None,
-        critic_warmup=3,
-    )
-    _, before = finish(flow)
-    after = dict(flow.parser.get_parsed_content("network").named_parameters())
-    assert any(not torch.equal(before[key], after[key]) for key in after)
+def test_a_new_critic_may_learn_first(
+    base: Base, second: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The generator stands still while the critic learns alone, and learns afterwards."""
+    caplog.set_level(logging.INFO, "medpair.engines.fine_tuning")
+    for warmup, moves in ((4, False), (3, True)):
+        flow = tune(
+            "wgan_sn_mp",
+            base("wgan_sn_mp"),
+            second,
+            tmp_path / str(warmup),
+            critic_ckpt=None,
+            critic_warmup=warmup,
+        )
+        trainer, before = finish(flow)
+        assert trainer.state.iteration == 4
+        after = dict(flow.parser.get_parsed_content("network").named_parameters())
+        assert any(not torch.equal(before[key], after[key]) for key in after) == moves
+        assert records(tmp_path / str(warmup))[0].keys() >= {"generator_loss", "critic_loss"}
+    assert "critic: no weights given, begins as drawn" in caplog.text
 
 
 @pytest.mark.parametrize("bundle", ["wgan_sn_mp", "unet_segmentation"])

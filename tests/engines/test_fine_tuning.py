@@ -16,7 +16,6 @@ from medpair.engines.starting_weights import (
     former_settings,
     sibling_checkpoint,
     starting_card,
-    warmup_of,
 )
 from medpair.networks.transfer import Anatomy, ClassAxis, GridAxis, Slot, pair_critic
 from medpair.networks.wgan import Critic
@@ -192,7 +191,6 @@ def test_files_beside_the_weights(tmp_path: Path) -> None:
     torch.save({"settings": {"a": 2}, "objects": {}}, tmp_path / "checkpoint.pt")
     found = sibling_checkpoint(model)
     assert former_settings(found, {"a": 1, "b": 5}) == {"a": 2, "b": 5}
-    assert (warmup_of(None, 40), warmup_of(found, 40)) == (40, 0)
     torch.save({}, model)
     with pytest.raises(DataError, match=r"expected a training.s checkpoint\.pt"):
         former_settings(model, {})

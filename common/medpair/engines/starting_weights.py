@@ -92,8 +92,3 @@ def former_critic(checkpoint: str | Path | None, defaults: Mapping[str, int]) ->
 def digest(path: str | Path | None) -> str | None:
     """Return the SHA-256 of a file, None for None: what a run that goes on must start from too."""
     return None if path is None else file_sha256(path)
-
-
-def warmup_of(checkpoint: str | Path | None, steps: int) -> int:
-    """Return the iterations in which a critic learns alone: none if it has learnt already."""
-    return steps if checkpoint is None else 0
