@@ -10,7 +10,8 @@ from typing import Any
 
 from medpair.chain import run_bundle
 from medpair.data.files import DataError, read_json, write_json
-from medpair.engines.checkpoint import CHECKPOINT, plain
+from medpair.engines.checkpoint import plain
+from medpair.engines.restore import CHECKPOINT, PREVIOUS
 from medpair.utility_plan import PROTOCOLS, SYNTHETIC, Job
 
 # What an interrupted table may go on with differently; all else makes it another run.
@@ -126,7 +127,8 @@ class Bench:
         if not resumed:
             self.seconds[job] = seconds
         # its weights are in model.pt; nothing goes on from the checkpoint any more
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        for name in (CHECKPOINT, PREVIOUS):
+            (folder / name).unlink(missing_ok=True)
 
 
 def preset_of(architecture: str) -> list[str]:

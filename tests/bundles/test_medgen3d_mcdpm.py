@@ -213,7 +213,7 @@ def test_a_folder_of_other_labels_is_refused(trained: Path, tmp_path: Path) -> N
 def test_resuming_with_other_settings_is_refused(trained: Path, dataset: str) -> None:
     with pytest.raises(RuntimeError) as caught:
         train(dataset, trained, objective="v")
-    assert "'objective': 'epsilon'" in str(first_data_error(caught.value))
+    assert "diffusion.objective: 'epsilon' then, 'v' now" in str(first_data_error(caught.value))
 
 
 def test_weights_of_another_bundle_are_refused(trained: Path, tmp_path: Path) -> None:

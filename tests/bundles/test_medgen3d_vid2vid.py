@@ -182,7 +182,7 @@ def test_both_directions_and_other_axes(dataset: str, label_maps: Path, tmp_path
 def test_resuming_with_other_settings_is_refused(trained: Path, dataset: str) -> None:
     with pytest.raises(RuntimeError) as caught:
         train(dataset, trained, past=3)
-    assert "'past': 2" in str(first_data_error(caught.value))
+    assert "network.past: 2 then, 3 now" in str(first_data_error(caught.value))
 
 
 def test_properties_are_complete(

@@ -354,7 +354,7 @@ def test_augmentation_reaches_real_and_fake() -> None:
 def test_not_finite_loss_names_its_iteration() -> None:
     batches = [real_batch(2, seed=number) for number in range(3)]
     batches[1]["image"][0, 0, 5, 5, 5] = float("nan")
-    trainer = make_trainer(batches)
+    trainer = make_trainer(batches, max_bad_steps=1)
     done: list[int] = []
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: done.append(engine.state.iteration)

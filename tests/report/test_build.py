@@ -87,6 +87,20 @@ def test_finished_parts_are_kept(tmp_path, cohorts, counting):
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == first
 
 
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("name", ["part.json", "plot.png"])
+@pytest.mark.parametrize("left", [0, 20])
+def test_a_damaged_part_is_built_again(tmp_path, cohorts, counting, caplog, name, left):
+    build(tmp_path / "out", cohorts, counting.steps())
+    whole = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    (path,) = (p for p in whole if p.name == name and "two" in str(p))
+    path.write_bytes(whole[path][:left])
+    build(tmp_path / "out", cohorts, counting.steps())
+    assert counting.runs == {"one": 1, "two": 2}
+    assert path.read_bytes() == whole[path]
+    assert str(path) in caplog.text
+
+
 def test_a_changed_setting_runs_what_depends_on_it(tmp_path, cohorts, counting):
     build(tmp_path / "out", cohorts, counting.steps())
     build(tmp_path / "out", cohorts, counting.steps(two={"weights": "b"}))

@@ -74,10 +74,12 @@ class LabelledVolume:
         image: (W, H, D) float32, its range mapped to -1..1 and clipped: the volume's own robust
             range, or the cohort's for CT.
         label: (W, H, D) class indices.
+        case: name of the case.
     """
 
     image: np.ndarray
     label: np.ndarray
+    case: str = ""
 
 
 def robust_range(image: np.ndarray) -> tuple[float, float]:
@@ -145,8 +147,8 @@ def read_cohort(
         low = max(low, LEAST_CT_NUMBER)
         ranges = [(low, high)] * len(ranges)
     volumes = [
-        LabelledVolume(to_unit(array, *limits), label)
-        for array, limits, label in zip(arrays, ranges, classes, strict=True)
+        LabelledVolume(to_unit(array, *limits), label, case.name)
+        for array, limits, label, case in zip(arrays, ranges, classes, cases, strict=True)
     ]
     cohort = Cohort(
         name=folder.name,

@@ -97,8 +97,9 @@ def fitting_patch(
 class PatchDataset(Dataset[dict[str, torch.Tensor]]):
     """All patches of a cohort, cut on demand from volumes held in memory.
 
-    An item has ``image`` (1, W, H, D) float32 in -1..1, ``label`` (1, W, H, D) class indices and
-    ``box`` (2, 3): first and last-plus-one voxel of the patch that lies inside its volume.
+    An item has ``image`` (1, W, H, D) float32 in -1..1, ``label`` (1, W, H, D) class indices,
+    ``box`` (2, 3): first and last-plus-one voxel of the patch that lies inside its volume, and
+    ``case`` and ``index``: which patch of which case it is.
 
     Args:
         volumes: the training pairs.
@@ -149,4 +150,6 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
             "image": torch.from_numpy(image)[None],
             "label": torch.from_numpy(label)[None],
             "box": torch.tensor(box),
+            "case": volume.case,
+            "index": index,
         }

@@ -33,11 +33,12 @@ class FramedPairs:
             [min(n, f) for n, f in zip(v.image.shape, frame, strict=True)] for v in volumes
         ]
         self.inside = [frame_box(size, frame) for size in self.sizes]
+        self.cases = [v.case for v in volumes]
         self.frame = tuple(frame)
         self.flip = tuple(flip)
 
-    def draw(self, rng: np.random.Generator, axis: int) -> tuple[list[np.ndarray], range]:
-        """Return image, label and inside of a random pair, slices first, and its true slices."""
+    def draw(self, rng: np.random.Generator, axis: int) -> tuple[list[np.ndarray], range, str]:
+        """Return a random pair: image, label, inside, slices first; its true slices; its case."""
         number = int(rng.integers(len(self.images)))
         mirrored = [a for a in self.flip if rng.random() < 0.5]
         stacks = [
@@ -48,14 +49,15 @@ class FramedPairs:
         first = (height - size) // 2
         if axis in mirrored:  # the odd padded slice is in front now
             first = height - size - first
-        return stacks, range(first, first + size)
+        return stacks, range(first, first + size), self.cases[number]
 
 
 class ViewSlices(Dataset[dict[str, Any]]):
     """One slice of each view, from random volumes, for the semantic refiner.
 
     An item has, for each view V of axial, coronal, sagittal: ``image_V`` (1, H, W) in -1..1,
-    ``label_V`` (H, W) class indices, ``inside_V`` (1, H, W), 0 where the volume is padded.
+    ``label_V`` (H, W) class indices, ``inside_V`` (1, H, W), 0 where the volume is padded; and
+    ``case`` and ``index``, by which the item is known.
 
     Args:
         pairs: the training pairs.
@@ -74,24 +76,27 @@ class ViewSlices(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item: dict[str, Any] = {}
+        cases = []
         for view, axis in AXES.items():
             rng = numpy_generator(self.seed, epoch, index, axis)
-            (image, label, inside), slices = self.pairs.draw(rng, axis)
+            (image, label, inside), slices, case = self.pairs.draw(rng, axis)
+            cases.append(f"{view} {case}")
             z = int(rng.choice(slices))
             item[f"image_{view}"] = _tensor(image[z : z + 1])
             item[f"label_{view}"] = _tensor(label[z])
             item[f"inside_{view}"] = _tensor(inside[z : z + 1])
-        return item
+        return {**item, "case": ", ".join(cases), "index": index}
 
 
 class SliceSequences(Dataset[dict[str, Any]]):
     """Sequences of consecutive slices for the image sequence generator.
 
     An item has ``image`` (past + L, H, W) in -1..1, ``label`` (past + L + 2 radius, H, W) class
-    indices, ``inside`` (past + L, H, W), and ``available`` (past,): 0 for past slices that lie
-    before the volume's first, or that are withheld so that beginnings are learned too, and
-    ``position`` (L,): each slice's place, relative to the frame's height. Half of the sequences run
-    against the axis: the generator travels in both directions.
+    indices, ``inside`` (past + L, H, W), ``available`` (past,): 0 for past slices that lie before
+    the volume's first, or that are withheld so that beginnings are learned too, ``position`` (L,):
+    each slice's place, relative to the frame's height, and ``case`` and ``index``, by which the
+    item is known. Half of the sequences run against the axis: the generator travels in both
+    directions.
 
     Args:
         pairs: the training pairs.
@@ -142,7 +147,7 @@ class SliceSequences(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = numpy_generator(self.seed, epoch, index)
-        stacks, slices = self.pairs.draw(rng, self.axis)
+        stacks, slices, case = self.pairs.draw(rng, self.axis)
         height = len(stacks[0])
         place = np.arange(height, dtype=np.float32) / height
         if rng.random() < 0.5:
@@ -164,6 +169,8 @@ class SliceSequences(Dataset[dict[str, Any]]):
             "inside": _tensor(inside[inner]),
             "available": torch.from_numpy(available),
             "position": _tensor(place[z : z + steps]),
+            "case": case,
+            "index": index,
         }
 
 

@@ -81,8 +81,9 @@ class LabelWindows(Dataset[dict[str, Any]]):
     """Windows of ``m`` label slices for MC-DPM training (Han et al. 2023, section 2.1).
 
     An item has ``label`` (m, H, W) class indices, ``known`` (m,) 1 for slices that are given clean,
-    and ``position``: the first slice relative to the frame's height. With the probabilities p_F and
-    p_B the first or last n slices are given, with p_U none.
+    ``position``: the first slice relative to the frame's height, and ``case`` and ``index``, by
+    which it is known. With the probabilities p_F and p_B the first or last n slices are given, with
+    p_U none.
 
     Args:
         volumes: the training pairs.
@@ -130,6 +131,7 @@ class LabelWindows(Dataset[dict[str, Any]]):
         self.stacks = [
             np.moveaxis(framed(volume.label, frame, PAD_LABEL), axis, 0) for volume in volumes
         ]
+        self.cases = [volume.case for volume in volumes]
         self.axis = axis
         self.window = window
         self.overlap = overlap
@@ -150,7 +152,8 @@ class LabelWindows(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = numpy_generator(self.seed, epoch, index)
-        stack = self.stacks[int(rng.integers(len(self.stacks)))]
+        number = int(rng.integers(len(self.stacks)))
+        stack = self.stacks[number]
         height = len(stack)
         first = int(rng.integers(height - self.window + 1))
         offset = rng.integers(-self.shift, self.shift + 1, 3) if self.shift else (0, 0, 0)
@@ -162,6 +165,8 @@ class LabelWindows(Dataset[dict[str, Any]]):
             "label": torch.from_numpy(np.ascontiguousarray(label)),
             "known": torch.from_numpy(self._known(rng)),
             "position": np.float32(first / height),
+            "case": self.cases[number],
+            "index": index,
         }
 
     def _known(self, rng: np.random.Generator) -> np.ndarray:

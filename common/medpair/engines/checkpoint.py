@@ -17,10 +17,15 @@ from torch import nn
 from medpair import __version__
 from medpair.data.cohort import Cohort
 from medpair.data.files import DataError, load_torch, save_torch, write_json
+from medpair.engines.numerics import require_finite
+from medpair.engines.restore import CHECKPOINT, keep_previous, newest_good
+from medpair.engines.settings import differences
+from medpair.engines.stops import earlier_stop, explained
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
+# 2: with the training cases, and the count of bad steps
+FORMAT = 2
 MODEL = "model.pt"
 CARD = "model.json"
 
@@ -28,10 +33,12 @@ CARD = "model.json"
 class TrainingCheckpoint:
     """Save and restore a whole training run; a handler for trainers with ``state_objects()``.
 
-    Leaves two files in ``output_dir``: ``checkpoint.pt`` (everything needed to go on: networks,
-    optimizers, averages, counters, random state) and ``model.pt`` (what inference loads: the
-    trainer's ``model_state()``). Both are written atomically. On SIGTERM or SIGINT the running step
-    is finished and saved, and the process exits with 143 or 130.
+    Leaves in ``output_dir`` a ``checkpoint.pt`` (everything needed to go on: networks, optimizers,
+    averages, counters, random state) and a ``model.pt`` (what inference loads: the trainer's
+    ``model_state()``), written atomically, and never with weights that are not finite. The
+    checkpoint before stays beside as ``checkpoint.previous.pt``: should ``checkpoint.pt`` be
+    damaged on the disk, the run goes on from there. On SIGTERM or SIGINT the running step is
+    finished and saved, and the process exits with 143 or 130.
 
     Args:
         output_dir: where the files go.
@@ -40,7 +47,9 @@ class TrainingCheckpoint:
         settings: plain values that must not change between the parts of one run.
 
     Raises:
-        DataError: when resuming with other settings; lists what differs.
+        DataError: when resuming with other settings (lists what differs), or when no checkpoint
+            that is there can be read.
+        NotFiniteError, OutOfMemoryError: what stops a trainer (``medpair.engines.stops``).
     """
 
     def __init__(
@@ -71,7 +80,10 @@ class TrainingCheckpoint:
 
     def save(self, engine: Any) -> None:
         """Write ``checkpoint.pt`` and ``model.pt``."""
+        model = engine.model_state()
+        require_finite(model, engine)
         state = {
+            "format": FORMAT,
             "iteration": int(engine.state.iteration),
             "epoch_length": int(engine.state.epoch_length),
             "settings": self.settings,
@@ -80,26 +92,27 @@ class TrainingCheckpoint:
             "objects": {name: thing.state_dict() for name, thing in engine.state_objects().items()},
         }
         # the model first: a run whose checkpoint says "finished" has its model
-        save_torch(self.folder / MODEL, engine.model_state())
+        save_torch(self.folder / MODEL, model)
+        keep_previous(self.folder, ours=self.saved_iteration >= 0)
         save_torch(self.folder / CHECKPOINT, state)
         self.saved_iteration = state["iteration"]
 
     def _start(self, engine: Any) -> None:
         """Restore the run if there is one, and take over the stop signals."""
-        path = self.folder / CHECKPOINT
-        if self.resume and path.exists():
-            self._restore(engine, path)
+        found = newest_good(self.folder) if self.resume else None
+        if found is not None:
+            self._restore(engine, *found)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._ask_stop)
 
-    def _restore(self, engine: Any, path: Path) -> None:
-        state = load_torch(path)
-        differing = [
-            f"{key}: {state['settings'].get(key)!r} then, {self.settings.get(key)!r} now"
-            for key in sorted({*state["settings"], *self.settings})
-            if state["settings"].get(key) != self.settings.get(key)
-        ]
+    def _restore(self, engine: Any, path: Path, state: dict[str, Any]) -> None:
+        now = self.settings
+        if "format" not in state:
+            # written before the settings were complete: what it does not say cannot differ
+            now = {key: value for key, value in now.items() if key in state["settings"]}
+            logger.warning("%s: an older checkpoint: not all settings can be compared", path)
+        differing = differences(state["settings"], now)
         if int(engine.state.epoch_length) != state["epoch_length"]:
             differing.append(
                 f"iterations per epoch: {state['epoch_length']} then, "
@@ -112,7 +125,9 @@ class TrainingCheckpoint:
                 + " (--resume False starts anew, another output_dir keeps both)"
             )
         for name, thing in engine.state_objects().items():
-            thing.load_state_dict(state["objects"][name])
+            # a loss scaler comes and goes with the precision, which may change between the parts
+            if state["objects"].get(name) or ("format" in state and "scaler" not in name):
+                thing.load_state_dict(state["objects"][name])
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
@@ -122,7 +137,8 @@ class TrainingCheckpoint:
         loader = engine.data_loader
         done = (iteration % length) * (loader.batch_size or 1)
         loader.sampler.resume_at(iteration // length, done)
-        logger.info("%s: going on after iteration %d", path, iteration)
+        stop = earlier_stop(path.parent, iteration)
+        logger.info("%s: going on after iteration %d%s", path, iteration, stop)
 
     def _ask_stop(self, number: int, frame: FrameType | None) -> None:
         """Note the signal; a second one acts at once."""
@@ -148,7 +164,10 @@ class TrainingCheckpoint:
 
     def _restore_signals_and_raise(self, engine: Engine, error: BaseException) -> None:
         self._restore_signals()
-        raise error
+        told = explained(engine, error, self.folder, self.saved_iteration)
+        if told is error:
+            raise error
+        raise told from error
 
 
 class ModelCard:

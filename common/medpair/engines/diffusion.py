@@ -17,6 +17,7 @@ from medpair.data.sampling import torch_generator
 from medpair.diffusion.process import Diffusion
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
+from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 
 
@@ -85,11 +86,16 @@ class DiffusionTrainer(Trainer):
         amp: mixed precision, bfloat16: it needs no loss scaling.
         channels_last: memory layout; faster for 2D convolutions on a CPU and on tensor cores.
         seed: of times and noise.
+        max_bad_steps: steps in a row whose loss or gradient is not finite, and which are left out,
+            before the run stops.
         train_handlers: ignite handlers.
 
     Raises:
-        FloatingPointError: on a loss or gradient that is not finite, with the iteration.
+        NotFiniteError: after so many losses or gradients that are not finite.
     """
+
+    # what a smaller value of saves memory
+    memory_knobs = ("batch_size", "volume_size")
 
     def __init__(
         self,
@@ -105,6 +111,7 @@ class DiffusionTrainer(Trainer):
         amp: bool = False,
         channels_last: bool = True,
         seed: int = 0,
+        max_bad_steps: int = MAX_BAD_STEPS,
         train_handlers: list[Any] | None = None,
     ) -> None:
         for name, value in {"amp": amp, "channels_last": channels_last}.items():
@@ -123,8 +130,9 @@ class DiffusionTrainer(Trainer):
         self.clip_gradient = clip_gradient
         self.warmup = warmup
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.mixed = amp
+        self.mixed, self.amp_dtype = amp, torch.bfloat16
         self.seed = seed
+        self.bad_steps = BadSteps(max_bad_steps)
         self._register_handlers(train_handlers or [])
 
     def state_objects(self) -> dict[str, Any]:
@@ -133,6 +141,7 @@ class DiffusionTrainer(Trainer):
             "network": self.network,
             "optimizer": self.optimizer,
             "averaged": self.averaged,
+            "bad_steps": self.bad_steps,
         }
 
     def model_state(self) -> dict[str, Tensor]:
@@ -152,21 +161,15 @@ class DiffusionTrainer(Trainer):
             if isinstance(value, Tensor)
         }
         generator = torch_generator(self.seed, iteration)
-        with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.mixed):
+        with torch.autocast(self.state.device.type, self.amp_dtype, enabled=self.mixed):
             losses = self.task(self.network, batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_gradient)
-        values = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
-        if not torch.isfinite(values).all():
-            raise FloatingPointError(
-                f"iteration {iteration}: expected a finite loss and gradient, found "
-                f"{dict(zip([*losses, 'gradient'], values.tolist(), strict=True))}; "
-                "try --amp False, or a lower learning_rate"
-            )
-        self.optimizer.step()
-        self.averaged.update(self.network)
-        numbers = dict(zip([*losses, "gradient_norm"], values.tolist(), strict=True))
+        self.bad_steps.step(self.optimizer, {**losses, "gradient_norm": norm}, norm=norm)
+        numbers = self.bad_steps.finish(self, [self.network])
+        if not self.bad_steps.in_a_row:
+            self.averaged.update(self.network)
         return {CommonKeys.LOSS: numbers["loss"], **numbers}
 
 

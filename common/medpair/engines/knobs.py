@@ -20,6 +20,8 @@ from medpair.data.files import DataError, read_json
 RUNNER = {
     *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking"),
     *("args_file", "workflow_type", "workflow_name"),
+    # experiment tracking (``--tracking mlflow``)
+    *("tracking_uri", "experiment_name", "run_name", "save_execute_config"),
 }
 REFERENCE = re.compile(r"@(\w+)")
 
@@ -54,13 +56,13 @@ def refuse_unknown_knobs(argv: Sequence[str] | None = None) -> None:
     }
     for path, config in zip(files[1:], configs[1:], strict=True):
         _check(config, known, f"{path}: ", files[0].name)
-    known |= {_top(key) for config in configs for key in config}
+    known |= {top_of(key) for config in configs for key in config}
     _check({key: None for key in given if key not in RUNNER}, known, "--", _names(files))
 
 
 def _check(keys: Mapping[str, Any], known: set[str], where: str, config: str) -> None:
     for key in keys:
-        top = _top(key)
+        top = top_of(key)
         if top in known or top.startswith("_"):
             continue
         near = difflib.get_close_matches(top, known, 1)
@@ -68,7 +70,7 @@ def _check(keys: Mapping[str, Any], known: set[str], where: str, config: str) ->
         raise DataError(f"{where}{key}: expected a knob of {config}, found no use of {top!r}{hint}")
 
 
-def _top(key: str) -> str:
+def top_of(key: str) -> str:
     """Return the top-level entry that a key such as ``+train#trainer#amp`` belongs to."""
     return re.split("#|::", key.lstrip("+%"), maxsplit=1)[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from medpair.data.files import append_jsonl, atomic_path, write_text
+from medpair.data.files import append_jsonl, atomic_path
 from medpair.data.patches import crop_box
+from medpair.engines.board import Board
+from medpair.engines.jsonl import keep_records, mend, whole_records
 from medpair.report.preview import picture_of, save_png
 
 METRICS = "metrics.jsonl"
@@ -25,8 +26,10 @@ METRICS = "metrics.jsonl"
 class MetricsLog:
     """Write the trainer's output to ``metrics.jsonl`` and TensorBoard, and show a progress bar.
 
-    Every ``interval`` iterations one line with the means since the last line. When a run goes on
-    from a checkpoint, lines after it are dropped: they will be written again.
+    Every ``interval`` iterations one line with the means since the last line, without values that
+    are not finite; ``bad_steps`` counts the iterations that had such. When a run goes on from a
+    checkpoint, lines after it are dropped: they will be written again. A TensorBoard folder that
+    cannot be written is warned of, once.
 
     Args:
         output_dir: where the files go.
@@ -48,8 +51,9 @@ class MetricsLog:
         self.keys = keys
         self.progress = progress
         self.sums: dict[str, float] = {}
-        self.count = 0
-        self.writer: SummaryWriter | None = None
+        self.counts: dict[str, int] = {}
+        self.count = self.bad = 0
+        self.board: Board | None = None
         self.bar: Any = None
         self.since = 0.0
 
@@ -63,10 +67,9 @@ class MetricsLog:
         iteration = engine.state.iteration
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["iteration"] <= iteration]
-            write_text(self.path, "".join(line + "\n" for line in kept))
-        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=iteration + 1)
+            records = whole_records(self.path)
+            keep_records(self.path, [r for r in records if r.get("iteration", 0) <= iteration])
+        self.board = Board(self.folder / "tensorboard", purge_step=iteration + 1)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=engine.state.max_epochs * engine.state.epoch_length,
@@ -81,14 +84,19 @@ class MetricsLog:
     def _iteration(self, engine: Any) -> None:
         output = engine.state.output
         output = output[0] if isinstance(output, list) else output
+        bad = False
         for key, value in output.items():
             if self.keys is not None and key not in self.keys:
                 continue
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 value = value.item()
-            if isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and math.isfinite(value):
                 self.sums[key] = self.sums.get(key, 0.0) + float(value)
+                self.counts[key] = self.counts.get(key, 0) + 1
+            elif isinstance(value, float):
+                bad = True
         self.count += 1
+        self.bad += bad
         self.bar.update(1)
         iteration = engine.state.iteration
         last = iteration == engine.state.max_epochs * engine.state.epoch_length
@@ -96,26 +104,28 @@ class MetricsLog:
             self._flush(engine)
 
     def _flush(self, engine: Any) -> None:
-        means = {key: total / self.count for key, total in self.sums.items()}
+        means = {key: total / self.counts.get(key, self.count) for key, total in self.sums.items()}
         now = time.monotonic()
         record: dict[str, Any] = {
             "iteration": engine.state.iteration,
             "epoch": engine.state.epoch,
             "seconds_per_iteration": (now - self.since) / self.count,
+            **({"bad_steps": self.bad} if self.bad else {}),
             **means,
         }
         append_jsonl(self.path, record)
-        assert self.writer is not None
+        assert self.board is not None
         for key, value in means.items():
-            self.writer.add_scalar(f"train/{key}", value, engine.state.iteration)
+            self.board.add_scalar(f"train/{key}", value, engine.state.iteration)
         self.bar.set_postfix({key: f"{value:.3g}" for key, value in list(means.items())[:4]})
-        self.sums, self.count, self.since = {}, 0, now
+        self.sums, self.counts, self.since = {}, {}, now
+        self.count = self.bad = 0
 
     def _close(self, engine: Engine) -> None:
         if self.bar is not None:
             self.bar.close()
-        if self.writer is not None:
-            self.writer.close()
+        if self.board is not None:
+            self.board.close()
 
 
 class ValidationLog:
@@ -134,7 +144,10 @@ class ValidationLog:
 
     def _write(self, engine: Any) -> None:
         # the handler numbers the evaluator's epochs by the trainer's
-        metrics = {key: float(value) for key, value in engine.state.metrics.items()}
+        numbers = {key: float(value) for key, value in engine.state.metrics.items()}
+        # JSON has no NaN, which the Dice of an absent class is
+        metrics = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        mend(self.path)
         append_jsonl(self.path, {"epoch": engine.state.epoch, **metrics})
 
 
@@ -185,5 +198,6 @@ class ExamplePairs:
         path = self.folder / "samples" / f"epoch_{engine.state.epoch:04d}.png"
         with atomic_path(path) as partial:
             save_png(partial, picture)
-        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
-            writer.add_image("pairs", picture, engine.state.iteration, dataformats="HWC")
+        board = Board(self.folder / "tensorboard")
+        board.add_image("pairs", picture, engine.state.iteration)
+        board.close()

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from medpair.data.files import DataError
 from medpair.engines.knobs import refuse_unknown_knobs
+from medpair.engines.overrides import refuse_unknown_overrides
 
 
 def first_data_error(error: BaseException) -> DataError | None:
@@ -24,7 +25,8 @@ def plain_refusals() -> None:
     """Let this process end on a ``DataError`` with its message alone and exit code 1.
 
     Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
-    first thing that is refused is a knob that does not exist.
+    first thing that is refused is a knob that does not exist, given on the command line or from
+    Python.
     """
     previous = sys.excepthook
 
@@ -37,3 +39,4 @@ def plain_refusals() -> None:
 
     sys.excepthook = hook
     refuse_unknown_knobs()
+    refuse_unknown_overrides()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.trainer import SupervisedTrainer
+from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from medpair.data.files import write_json
 from medpair.data.segmentation import SegmentationTask
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.checkpoint import CARD
+from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps, gradient_norm
 
 
 class SegmentationTrainer(SupervisedTrainer):
@@ -23,27 +25,36 @@ class SegmentationTrainer(SupervisedTrainer):
 
     Args:
         lr_scheduler: stepped after every epoch, or None.
+        max_bad_steps: steps in a row whose loss or gradient is not finite, and which are left out,
+            before the run stops.
         kwargs: of ``SupervisedTrainer``.
 
     Raises:
-        FloatingPointError: on a loss that is not finite, with the cases of the batch.
+        NotFiniteError: after so many losses or gradients that are not finite, or when the loss
+            scale collapses; with the cases of the batch.
     """
+
+    # what a smaller value of saves memory
+    memory_knobs = ("batch_size", "largest_patch")
 
     def __init__(
         self,
         *args: Any,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        max_bad_steps: int = MAX_BAD_STEPS,
         train_handlers: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, decollate=False, **kwargs)
         self.lr_scheduler = lr_scheduler
+        self.bad_steps = BadSteps(max_bad_steps)
         if self.state.device.type == "cpu":
             keep_freed_memory()
             # MONAI's autocast is CUDA's
             self.amp = False
         # before the handlers: a checkpoint holds the scheduler as the next epoch needs it
-        self.add_event_handler(Events.ITERATION_COMPLETED, self._check_finite)
+        self.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._leave_out_bad)
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._count_bad)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._step_scheduler)
         self._register_handlers(train_handlers or [])
 
@@ -54,6 +65,7 @@ class SegmentationTrainer(SupervisedTrainer):
             "optimizer": self.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "scaler": self.scaler,
+            "bad_steps": self.bad_steps,
         }
         return {name: thing for name, thing in objects.items() if thing is not None}
 
@@ -66,13 +78,19 @@ class SegmentationTrainer(SupervisedTrainer):
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
 
-    def _check_finite(self, engine: Engine) -> None:
-        loss = self.state.output[CommonKeys.LOSS].item()
-        if not abs(loss) < float("inf"):
-            raise FloatingPointError(
-                f"iteration {self.state.iteration}: expected a finite loss, found {loss} on "
-                f"{self.state.batch.get('case')}; try --amp False, or a lower learning rate"
-            )
+    def _leave_out_bad(self, engine: Engine) -> None:
+        """Take away gradients that are not finite, before MONAI's step; a scaler does it itself."""
+        losses = {CommonKeys.LOSS: self.state.output[CommonKeys.LOSS]}
+        if self.amp and self.scaler is not None:
+            self.bad_steps.finite(losses)
+        elif not self.bad_steps.finite({**losses, "gradient_norm": gradient_norm(self.optimizer)}):
+            # an optimizer passes over parameters without gradients, their weight decay too
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _count_bad(self, engine: Engine) -> None:
+        if self.amp and self.scaler is not None:
+            self.bad_steps.scale_of(self.scaler)
+        self.bad_steps.finish(self, [self.network])
 
 
 class SegmenterCard:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
+from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.vid2vid import (
     ImageSequenceGenerator,
     MultiScaleCritic,
@@ -89,11 +90,16 @@ class Vid2VidTrainer(Trainer):
         averaging: decay of the averaged weights.
         amp: mixed precision, bfloat16.
         channels_last: memory layout.
+        max_bad_steps: iterations in a row whose losses or gradients are not finite, and whose
+            updates are left out, before the run stops.
         train_handlers: ignite handlers.
 
     Raises:
-        FloatingPointError: on a loss that is not finite, with iteration and value.
+        NotFiniteError: after so many losses or gradients that are not finite.
     """
+
+    # what a smaller value of saves memory
+    memory_knobs = ("batch_size", "volume_size")
 
     def __init__(
         self,
@@ -116,6 +122,7 @@ class Vid2VidTrainer(Trainer):
         averaging: float = 0.999,
         amp: bool = False,
         channels_last: bool = True,
+        max_bad_steps: int = MAX_BAD_STEPS,
         train_handlers: list[Any] | None = None,
     ) -> None:
         for name, value in {"amp": amp, "channels_last": channels_last}.items():
@@ -149,7 +156,8 @@ class Vid2VidTrainer(Trainer):
             "flow": flow_weight,
         }
         self.averaged = AveragedWeights(self.generator, averaging)
-        self.mixed = amp
+        self.mixed, self.amp_dtype = amp, torch.bfloat16
+        self.bad_steps = BadSteps(max_bad_steps)
         self._register_handlers(train_handlers or [])
 
     def state_objects(self) -> dict[str, Any]:
@@ -163,6 +171,7 @@ class Vid2VidTrainer(Trainer):
             "critic_optimizer": self.critic_optimizer,
             "segmenter_optimizer": self.segmenter_optimizer,
             "averaged": self.averaged,
+            "bad_steps": self.bad_steps,
         }
 
     def model_state(self) -> dict[str, Tensor]:
@@ -174,14 +183,14 @@ class Vid2VidTrainer(Trainer):
         """Draw a sequence; update segmenter, critics and generator, in this order."""
         for network in (self.generator, self.image_critic, self.temporal_critic, self.segmenter):
             network.train()
-        with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.mixed):
+        with torch.autocast(self.state.device.type, self.amp_dtype, enabled=self.mixed):
             sequence = self._draw(batch)
-            losses = {
-                "segmenter": self._segmenter_step(sequence),
-                "critics": self._critic_step(sequence),
-            }
-            numbers = self._generator_step(sequence, losses)
-        self.averaged.update(self.generator)
+            self._segmenter_step(sequence)
+            self._critic_step(sequence)
+            self._generator_step(sequence)
+        numbers = self.bad_steps.finish(self)
+        if not self.bad_steps.in_a_row:
+            self.averaged.update(self.generator)
         return {CommonKeys.LOSS: numbers["generator"], **numbers}
 
     def _draw(self, batch: dict[str, Tensor]) -> Sequence:
@@ -203,13 +212,12 @@ class Vid2VidTrainer(Trainer):
             there = torch.cat([there[:, 1:], torch.ones_like(there[:, :1])], dim=1)
         return Sequence(real, windows, inside, available, drawn)
 
-    def _segmenter_step(self, sequence: Sequence) -> Tensor:
+    def _segmenter_step(self, sequence: Sequence) -> None:
         """Teach the segmenter on the real slices."""
         images = sequence.real[:, sequence.past :].flatten(0, 1)
         logits, _ = self.segmenter(images)
         loss = self._cross_entropy(logits, sequence)
-        _step(self.segmenter_optimizer, loss)
-        return loss
+        self._step(self.segmenter_optimizer, {"segmenter": loss})
 
     def _critic_step(self, sequence: Sequence) -> Tensor:
         """Teach both critics to tell drawn sequences from real ones."""
@@ -223,12 +231,11 @@ class Vid2VidTrainer(Trainer):
                     self.adversarial(list(real_scores), True, True)
                     + self.adversarial(list(fake_scores), False, True)
                 )
-        if loss.requires_grad:
-            _step(self.critic_optimizer, loss)
+        self._step(self.critic_optimizer, {"critics": loss})
         return loss
 
-    def _generator_step(self, sequence: Sequence, others: dict[str, Tensor]) -> dict[str, float]:
-        """Update the generator; the judges stand still. Return its and the ``others``' losses."""
+    def _generator_step(self, sequence: Sequence) -> None:
+        """Update the generator; the judges stand still."""
         judges = (self.image_critic, self.temporal_critic, self.segmenter)
         for judge in judges:
             judge.requires_grad_(False)
@@ -241,22 +248,17 @@ class Vid2VidTrainer(Trainer):
         total = torch.stack([self.weights[key] * loss for key, loss in losses.items()]).sum()
         for judge in judges:
             judge.requires_grad_(True)
-        # before the step: on a CPU, the gradient of a warp by NaN ends the process
-        numbers = self._finite({**others, "generator": total, **losses})
-        _step(self.optimizer, total)
-        return numbers
+        self._step(self.optimizer, {"generator": total, **losses})
 
-    def _finite(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """Return losses as numbers; refuse those that are not finite."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-        numbers = dict(zip(losses, values, strict=True))
-        bad = {key: value for key, value in numbers.items() if not abs(value) < float("inf")}
-        if bad:
-            raise FloatingPointError(
-                f"iteration {self.state.iteration}: expected finite losses, found {bad}; "
-                "try --amp False, or a lower learning_rate"
-            )
-        return numbers
+    def _step(self, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
+        """Update by the first of the losses; the others are its parts."""
+        name, loss = next(iter(losses.items()))
+        # first the losses: on a CPU, the gradient of a warp by NaN ends the process
+        if not self.bad_steps.finite(losses) or not loss.requires_grad:
+            return
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.bad_steps.step(optimizer, {name: loss}, name=f"{name}_gradient")
 
     def _judged(
         self, sequence: Sequence, fake: Tensor
@@ -336,9 +338,3 @@ def _distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
     """Return the mean L1 distance of features, every layer counting the same."""
     pairs = zip(features, others, strict=True)
     return torch.stack([functional.l1_loss(a.float(), b.float()) for a, b in pairs]).mean()
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()

@@ -30,6 +30,7 @@ from medpair.data.sampling import torch_generator
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.augment import CriticAugmentation
 from medpair.engines.averaging import AveragedWeights, recalibrate_batch_norm
+from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.wgan import Generator
 
 PenaltyMode = Literal["per_sample", "batch"]
@@ -90,11 +91,17 @@ class WGANTrainer(Trainer):
         amp_dtype: ``float16`` (with loss scaling, as in the paper) or ``bfloat16``.
         channels_last: memory layout of networks and batches; faster except with instance norm.
         seed: of latents, penalty and augmentation.
+        max_bad_steps: iterations in a row whose losses or gradients are not finite, and whose
+            updates are left out, before the run stops.
         train_handlers: ignite handlers.
 
     Raises:
-        FloatingPointError: on a loss that is not finite, with iteration and value.
+        NotFiniteError: after so many losses or gradients that are not finite, or when the loss
+            scale collapses.
     """
+
+    # what a smaller value of saves memory
+    memory_knobs = ("batch_size", "patch_size")
 
     def __init__(
         self,
@@ -119,6 +126,7 @@ class WGANTrainer(Trainer):
         amp_dtype: Literal["float16", "bfloat16"] = "float16",
         channels_last: bool = False,
         seed: int = 0,
+        max_bad_steps: int = MAX_BAD_STEPS,
         train_handlers: list[Any] | None = None,
     ) -> None:
         if penalty_mode not in ("per_sample", "batch"):
@@ -158,6 +166,7 @@ class WGANTrainer(Trainer):
         self.mixed = amp
         self.amp_dtype = getattr(torch, amp_dtype)
         self.seed = seed
+        self.bad_steps = BadSteps(max_bad_steps)
         scaled = amp and amp_dtype == "float16" and self.state.device.type == "cuda"
         kind = self.state.device.type
         self.generator_scaler = torch.amp.GradScaler(kind, enabled=scaled)
@@ -176,6 +185,7 @@ class WGANTrainer(Trainer):
             "generator_scaler": self.generator_scaler,
             "critic_scaler": self.critic_scaler,
             "averaged": self.averaged,
+            "bad_steps": self.bad_steps,
         }
 
     def model_state(self) -> dict[str, Tensor]:
@@ -194,20 +204,21 @@ class WGANTrainer(Trainer):
         self.generator.train()
         self.critic.train()
         chunks = self._chunks(batch)
-        losses: dict[str, Tensor] = {}
         for number, (real, boxes) in enumerate(chunks):
             last = number == len(chunks) - 1
             latent = self._latent(len(real), self._random(LATENT, number))
             keep_graph = last and self.reuse_fakes
             with nullcontext() if keep_graph else torch.no_grad():
                 fake = self._generate(latent, boxes)
-            losses |= self._critic_step(real, fake.detach(), number)
+            self._critic_step(real, fake.detach(), number)
         if not self.reuse_fakes:
             latent = self._latent(len(real), self._random(LATENT, self.n_critic))
             fake = self._generate(latent, boxes)
-        losses |= self._generator_step(fake)
-        self.averaged.update(self.generator)
-        return self._finite(losses)
+        self._generator_step(fake)
+        numbers = self.bad_steps.finish(self, [self.generator, self.critic])
+        if not self.bad_steps.in_a_row:
+            self.averaged.update(self.generator)
+        return {CommonKeys.LOSS: numbers["critic_loss"], **numbers}
 
     def _chunks(self, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Split a batch of real pairs into one part for each critic step."""
@@ -219,8 +230,8 @@ class WGANTrainer(Trainer):
         boxes = batch["box"]
         return list(zip(real.tensor_split(parts), boxes.tensor_split(parts), strict=True))
 
-    def _critic_step(self, real: Tensor, fake: Tensor, number: int) -> dict[str, Tensor]:
-        """Update the critic once; returns its loss, penalty and the Wasserstein estimate."""
+    def _critic_step(self, real: Tensor, fake: Tensor, number: int) -> None:
+        """Update the critic once."""
         real = self._augment(real, self._random(AUGMENT_REAL, number))
         fake = self._augment(fake, self._random(AUGMENT_FAKE, number))
         epsilon = torch.rand(len(real), generator=self._random(PENALTY, number)).to(real.device)
@@ -233,23 +244,23 @@ class WGANTrainer(Trainer):
             loss = self.penalty_weight * penalty - distance
             self.critic_optimizer.zero_grad(set_to_none=True)
             self.critic_scaler.scale(loss).backward()
-        self.critic_scaler.step(self.critic_optimizer)
-        self.critic_scaler.update()
-        return {"critic_loss": loss, "gradient_penalty": penalty, "wasserstein": distance}
+        losses = {"critic_loss": loss, "gradient_penalty": penalty, "wasserstein": distance}
+        self.bad_steps.step(self.critic_optimizer, losses, self.critic_scaler, "critic_gradient")
 
-    def _generator_step(self, fake: Tensor) -> dict[str, Tensor]:
+    def _generator_step(self, fake: Tensor) -> None:
         """Update the generator once, but for the warm-up, on fakes that carry its graph."""
         fake = self._augment(fake, self._random(AUGMENT_GENERATOR, 0))
         self.critic.requires_grad_(False)
         with parametrize.cached(), self._autocast():
             loss = -self.critic(fake).float().mean()
+        losses, scaler = {"generator_loss": loss}, self.generator_scaler
         if self.state.iteration > self.critic_warmup:
             self.generator_optimizer.zero_grad(set_to_none=True)
-            self.generator_scaler.scale(loss).backward()
-            self.generator_scaler.step(self.generator_optimizer)
-            self.generator_scaler.update()
+            scaler.scale(loss).backward()
+            self.bad_steps.step(self.generator_optimizer, losses, scaler, "generator_gradient")
+        else:
+            self.bad_steps.finite(losses)
         self.critic.requires_grad_(True)
-        return {"generator_loss": loss}
 
     def _generate(self, latent: Tensor, boxes: Tensor) -> Tensor:
         """Return fakes, padded like their real counterparts when ``match_padding``."""
@@ -280,15 +291,3 @@ class WGANTrainer(Trainer):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, self.amp_dtype, enabled=self.mixed)
-
-    def _finite(self, losses: dict[str, Tensor]) -> dict[str, Any]:
-        """Return the losses as numbers; stop on one that is not finite."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-        numbers = dict(zip(losses, values, strict=True))
-        bad = {key: value for key, value in numbers.items() if not abs(value) < float("inf")}
-        if bad:
-            raise FloatingPointError(
-                f"iteration {self.state.iteration}: expected finite losses, found {bad}; "
-                "try --amp False, or a lower learning rate"
-            )
-        return {CommonKeys.LOSS: numbers["critic_loss"], **numbers}

@@ -133,12 +133,11 @@ class PrivateWGANTrainer(WGANTrainer):
             self._private_step(real, fake.detach(), number)
         if not self.reuse_fakes:
             fake = self._generate(self._latent(count, self._random(LATENT, len(draws))), boxes)
-        loss = self._generator_step(fake)["generator_loss"].item()
-        self.averaged.update(self.generator)
-        if not abs(loss) < float("inf"):
-            raise FloatingPointError(
-                f"iteration {self.state.iteration}: expected a finite generator loss, found {loss}"
-            )
+        self._generator_step(fake)
+        numbers = self.bad_steps.finish(self, [self.generator])
+        if not self.bad_steps.in_a_row:
+            self.averaged.update(self.generator)
+        loss = numbers["generator_loss"]
         return {CommonKeys.LOSS: loss, "generator_loss": loss}
 
     def _draws(self, batch: dict[str, Tensor]) -> list[Tensor]:
@@ -160,7 +159,10 @@ class PrivateWGANTrainer(WGANTrainer):
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             self._per_sample_gradients(real, fake)
         self.private_optimizer.rng = self.private_seed.generator(NOISE, iteration, number)
-        self.private_optimizer.step()
+        # the noise is on before the look: whether the gradient is finite is no secret then
+        if self.private_optimizer.pre_step():
+            optimizer = self.private_optimizer.original_optimizer
+            self.bad_steps.step(optimizer, {}, name="noisy_critic_gradient")
         self.private_optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for parameter in self.critic.parameters():

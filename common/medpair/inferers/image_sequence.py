@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from medpair.data.memory import Parts
 from medpair.data.patches import PAD_IMAGE
 from medpair.networks.vid2vid import ImageSequenceGenerator
 
@@ -31,6 +32,7 @@ class ImageSequenceInferer:
             raise ValueError(f"direction: expected forward or backward, found {direction!r}")
         self.axis = int(card["sequence"]["axis"])
         self.direction: Direction = direction
+        self.parts = Parts("volumes")
 
     def origin(self) -> dict[str, Any]:
         """Return the options that decide what a sample is, for its sidecar."""
@@ -48,10 +50,19 @@ class ImageSequenceInferer:
         """Return images (B, 1, W, H, D) in -1..1 for class indices (B, 1, W, H, D).
 
         Where ``inside`` (B, 1, W, H, D) is 0 a volume is padded. As in training, padding is dark,
-        and a padded slice is neither a past image nor a neighbour.
+        and a padded slice is neither a past image nor a neighbour. A batch that does not fit into
+        memory is drawn in parts.
         """
         assert isinstance(network, ImageSequenceGenerator)
         box = torch.ones_like(inputs, dtype=torch.float32) if inside is None else inside
+
+        def volumes(part: slice) -> Tensor:
+            return self._draw(inputs[part], box[part], network)
+
+        return torch.cat(self.parts(volumes, len(inputs), inputs))
+
+    def _draw(self, inputs: Tensor, box: Tensor, network: ImageSequenceGenerator) -> Tensor:
+        """Return images (B, 1, W, H, D), all volumes of the batch in step."""
         stack, box = (x[:, 0].movedim(self.axis + 1, 1) for x in (inputs, box))
         if self.direction == "backward":
             stack, box = stack.flip(1), box.flip(1)

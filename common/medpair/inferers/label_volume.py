@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from medpair.data.cohort import Cohort, LabelledVolume
 from medpair.data.files import DataError
 from medpair.data.label_codes import LabelCode
+from medpair.data.memory import Parts
 from medpair.data.patches import PAD_LABEL
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import framed
@@ -171,6 +172,7 @@ class LabelVolumeInferer:
         self.attempts = attempts
         self.records: dict[int, dict[str, Any]] = {}
         self.evaluations = 0
+        self.parts = Parts("label volumes", "--guidance 1")
 
     def origin(self) -> dict[str, Any]:
         """Return the options that decide what a sample is, for its sidecar."""
@@ -186,13 +188,21 @@ class LabelVolumeInferer:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """Return label volumes (B, 1, W, H, D) for indices (B, 1)."""
+        """Return label volumes (B, 1, W, H, D) for indices (B, 1), in parts if memory is short."""
         indices = [int(i) for i in inputs.flatten().tolist()]
+
+        def volumes(part: slice) -> Tensor:
+            return self._plausible(indices[part], network, inputs.device)
+
+        return torch.cat(self.parts(volumes, len(indices), inputs, shape=self.frame))
+
+    def _plausible(self, indices: list[int], network: nn.Module, device: torch.device) -> Tensor:
+        """Return volumes (B, 1, W, H, D), implausible ones replaced if they are to be."""
         done: dict[int, np.ndarray] = {}
         open_indices = indices
         history: dict[int, list[list[str]]] = {index: [] for index in indices}
         for attempt in range(self.attempts):
-            grown = self.grow(network, open_indices, attempt, inputs.device)
+            grown = self.grow(network, open_indices, attempt, device)
             rejected = []
             for index, growth in zip(open_indices, grown, strict=True):
                 done[index] = np.moveaxis(growth.label, 0, self.axis)

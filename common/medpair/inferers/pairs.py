@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from medpair.data.cohort import Cohort, from_unit
 from medpair.data.files import DataError, Volume, file_sha256, write_volume
 from medpair.data.labels import LabelChannels
+from medpair.data.memory import Parts
 from medpair.data.patches import crop_box
 from medpair.data.sampling import numpy_generator
 from medpair.inferers.folder import SyntheticFolder, centred_affine, stored
@@ -60,11 +61,21 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
 
 class PairInferer:
-    """Run the generator: latent vectors (B, latent_size) -> pairs (B, 1 + num_labels, H, W, D)."""
+    """Run the generator: latent vectors (B, latent_size) -> pairs (B, 1 + num_labels, H, W, D).
+
+    A batch that does not fit into memory is made in parts: the same pairs.
+    """
+
+    def __init__(self) -> None:
+        self.parts = Parts("pairs")
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Return the generator's output in fp32."""
-        return network(inputs).float()
+
+        def pairs(part: slice) -> Tensor:
+            return network(inputs[part]).float()
+
+        return torch.cat(self.parts(pairs, len(inputs), inputs))
 
 
 class PairWriter:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medpair.data.memory import Parts
 from medpair.data.patches import PAD_IMAGE
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import axis_of
@@ -79,6 +80,7 @@ class ThreeViewRefiner:
         self.views = tuple(views)
         self.slice_batch = slice_batch
         self.cached = cached
+        self.parts = Parts("slices", "--guidance 1")
 
     def origin(self) -> dict[str, Any]:
         """Return the options that decide what a sample is, for its sidecar."""
@@ -144,18 +146,17 @@ class ThreeViewRefiner:
         for view in self.views:
             axis = axis_of(view)
             slices, classes, box = (x.movedim(axis, 0) for x in (noisy, label, kept > 0))
-            parts = [
-                self._denoise(
-                    slices[first : first + self.slice_batch, None],
-                    classes[first : first + self.slice_batch],
-                    box[first : first + self.slice_batch, None],
-                    view,
-                    index,
-                    first,
-                    network,
-                )
-                for first in range(0, len(slices), self.slice_batch)
-            ]
+
+            # bound here: the loop's variables move on
+            def denoised(
+                part: slice,
+                stacks: tuple[Tensor, ...] = (slices[:, None], classes, box[:, None]),
+                view: str = view,
+            ) -> Tensor:
+                noisy, label, kept = (stack[part] for stack in stacks)
+                return self._denoise(noisy, label, kept, view, index, part.start, network)
+
+            parts = self.parts(denoised, len(slices), slices, self.slice_batch)
             total += torch.cat(parts)[:, 0].movedim(0, axis)
         return total / len(self.views)
 

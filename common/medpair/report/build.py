@@ -29,6 +29,8 @@ from medpair.report.verdict import summary, verdicts
 
 logger = logging.getLogger(__name__)
 
+# How every whole PNG ends
+PNG_END = b"IEND\xaeB`\x82"
 PACKAGES = ("torch", "monai", "numpy", "scipy", "scikit-learn", "nibabel")
 
 
@@ -202,13 +204,21 @@ def describe(pairs: PairFolder) -> dict[str, Any]:
 def _kept(folder: Path, mark: str) -> Part | None:
     """Return a part that an earlier run finished, if nothing it depends on has changed."""
     path = folder / "part.json"
-    content = read_json(path) if path.exists() else {}
-    if content.get("fingerprint") != mark:
+    try:
+        content = read_json(path) if path.exists() else {}
+    except DataError as error:
+        logger.warning("%s: the part is built again", error)
+        return None
+    if not isinstance(content, dict) or content.get("fingerprint") != mark:
         return None
     pictures = {name: folder / f"{name}.png" for name in content["figures"]}
     if not all(picture.exists() for picture in pictures.values()):
         return None
     figures = {name: picture.read_bytes() for name, picture in pictures.items()}
+    for name, png in figures.items():
+        if not png.endswith(PNG_END):
+            logger.warning("%s: cut off, the part is built again", pictures[name])
+            return None
     return Part(content["numbers"], figures, content["notes"])
 
 

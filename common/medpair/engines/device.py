@@ -1,0 +1,24 @@
+"""The device that was asked for, looked at before anything is built on it."""
+
+from __future__ import annotations
+
+import torch
+
+from medpair.data.files import DataError
+
+
+def require_device(device: torch.device | str | int) -> None:
+    """Raise DataError unless tensors can be made on a device; bundles call it in ``initialize``.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+    """
+    try:
+        torch.empty(1, device=device).zero_()
+    except Exception as error:  # every backend fails in its own way
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        there = ["cpu", *(f"cuda:{number}" for number in range(count))]
+        raise DataError(
+            f"device: expected a device of this machine ({', '.join(there)}), found {device}: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
