@@ -17,6 +17,13 @@ from torch import nn
 from medpair import __version__
 from medpair.data.cohort import Cohort
 from medpair.data.files import DataError, load_torch, save_torch, write_json
+from medpair.engines.distributed import (
+    gathered,
+    is_distributed,
+    is_main_rank,
+    largest_over_ranks,
+    wait_for_all,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,8 @@ class TrainingCheckpoint:
     optimizers, averages, counters, random state) and ``model.pt`` (what inference loads: the
     trainer's ``model_state()``). Both are written atomically. On SIGTERM or SIGINT the running step
     is finished and saved, and the process exits with 143 or 130.
+
+    Of several processes the main one writes, and all read; a signal to one stops them all.
 
     Args:
         output_dir: where the files go.
@@ -71,6 +80,11 @@ class TrainingCheckpoint:
 
     def save(self, engine: Any) -> None:
         """Write ``checkpoint.pt`` and ``model.pt``."""
+        if is_main_rank():
+            self._write(engine)
+        self.saved_iteration = int(engine.state.iteration)
+
+    def _write(self, engine: Any) -> None:
         state = {
             "iteration": int(engine.state.iteration),
             "epoch_length": int(engine.state.epoch_length),
@@ -82,13 +96,18 @@ class TrainingCheckpoint:
         # the model first: a run whose checkpoint says "finished" has its model
         save_torch(self.folder / MODEL, engine.model_state())
         save_torch(self.folder / CHECKPOINT, state)
-        self.saved_iteration = state["iteration"]
 
     def _start(self, engine: Any) -> None:
         """Restore the run if there is one, and take over the stop signals."""
         path = self.folder / CHECKPOINT
         if self.resume and path.exists():
             self._restore(engine, path)
+        iterations = gathered(int(engine.state.iteration))
+        if len(set(iterations)) > 1:
+            raise DataError(
+                f"{path}: expected one checkpoint that all processes read, found them at the "
+                f"iterations {iterations} (output_dir must be a folder that all machines share)"
+            )
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._ask_stop)
@@ -115,7 +134,8 @@ class TrainingCheckpoint:
             thing.load_state_dict(state["objects"][name])
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            # there may be fewer devices now
+            torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         iteration, length = state["iteration"], state["epoch_length"]
         engine.state.iteration = self.saved_iteration = iteration
         engine.state.epoch = iteration // length
@@ -125,20 +145,25 @@ class TrainingCheckpoint:
         logger.info("%s: going on after iteration %d", path, iteration)
 
     def _ask_stop(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; a second one acts at once."""
+        """Note the signal; a second one acts at once (launchers repeat theirs, and then kill)."""
         self.stop_signal = number
         logger.warning("%s: finishing this step, then saving", signal.Signals(number).name)
-        signal.signal(number, self._previous.get(number, signal.SIG_DFL))
+        if not is_distributed():
+            signal.signal(number, self._previous.get(number, signal.SIG_DFL))
 
     def _stop_if_asked(self, engine: Any) -> None:
-        if self.stop_signal is not None:
+        number = largest_over_ranks(self.stop_signal or 0)
+        if number:
             self.save(engine)
+            # a launcher ends all processes when the first is gone
+            wait_for_all()
             self._restore_signals()
-            raise SystemExit(128 + self.stop_signal)
+            raise SystemExit(128 + number)
 
     def _complete(self, engine: Any) -> None:
         if self.saved_iteration != engine.state.iteration:
             self.save(engine)
+        wait_for_all()
         self._restore_signals()
 
     def _restore_signals(self) -> None:
@@ -170,7 +195,8 @@ class ModelCard:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        engine.add_event_handler(Events.STARTED, lambda: write_json(self.path, self.content))
+        if is_main_rank():
+            engine.add_event_handler(Events.STARTED, lambda: write_json(self.path, self.content))
 
 
 class StartFrom:

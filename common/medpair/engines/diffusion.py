@@ -13,10 +13,10 @@ from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from medpair.data.label_codes import LabelCode
-from medpair.data.sampling import torch_generator
 from medpair.diffusion.process import Diffusion
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
+from medpair.engines.distributed import data_parallel, mean_over_ranks, rank_generator
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 
 
@@ -28,6 +28,19 @@ class Task(Protocol):
     ) -> dict[str, Tensor]:
         """Return ``loss`` and its parts; randomness comes from ``generator`` alone."""
         ...
+
+
+class TaskLoss(nn.Module):
+    """A network with its task: one call for all of its passes, as data parallelism needs it."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network = network
+        self.task = task
+
+    def forward(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return ``loss`` and its parts."""
+        return self.task(self.network, batch, generator)
 
 
 class MaskSequenceTask:
@@ -118,8 +131,8 @@ class DiffusionTrainer(Trainer):
         # convolutions in three dimensions keep theirs: a module of both refuses one layout for all
         convert_conv2d_weight_memory_format(self.network, layout)
         self.optimizer = optimizer
-        self.task = task
         self.averaged = AveragedWeights(self.network, averaging)
+        self.learning = data_parallel(TaskLoss(self.network, task))
         self.clip_gradient = clip_gradient
         self.warmup = warmup
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -151,13 +164,14 @@ class DiffusionTrainer(Trainer):
             for key, value in batch.items()
             if isinstance(value, Tensor)
         }
-        generator = torch_generator(self.seed, iteration)
+        generator = rank_generator(self.seed, iteration)
         with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.mixed):
-            losses = self.task(self.network, batch, generator)
+            losses = self.learning(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_gradient)
         values = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
+        values = mean_over_ranks(values)
         if not torch.isfinite(values).all():
             raise FloatingPointError(
                 f"iteration {iteration}: expected a finite loss and gradient, found "

@@ -16,6 +16,7 @@ from medpair.data.files import write_json
 from medpair.data.segmentation import SegmentationTask
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.checkpoint import CARD
+from medpair.engines.distributed import data_parallel, is_main_rank, mean_over_ranks
 
 
 class SegmentationTrainer(SupervisedTrainer):
@@ -38,6 +39,8 @@ class SegmentationTrainer(SupervisedTrainer):
     ) -> None:
         super().__init__(*args, decollate=False, **kwargs)
         self.lr_scheduler = lr_scheduler
+        self.plain_network = self.network
+        self.network = data_parallel(self.network)
         if self.state.device.type == "cpu":
             keep_freed_memory()
             # MONAI's autocast is CUDA's
@@ -50,7 +53,7 @@ class SegmentationTrainer(SupervisedTrainer):
     def state_objects(self) -> dict[str, Any]:
         """Return everything a checkpoint must hold, by name."""
         objects = {
-            "network": self.network,
+            "network": self.plain_network,
             "optimizer": self.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "scaler": self.scaler,
@@ -59,7 +62,7 @@ class SegmentationTrainer(SupervisedTrainer):
 
     def model_state(self) -> dict[str, Tensor]:
         """Return the weights to predict with."""
-        state = self.network.state_dict()
+        state = self.plain_network.state_dict()
         return {key: value.detach().cpu().clone() for key, value in state.items()}
 
     def _step_scheduler(self, engine: Engine) -> None:
@@ -67,7 +70,9 @@ class SegmentationTrainer(SupervisedTrainer):
             self.lr_scheduler.step()
 
     def _check_finite(self, engine: Engine) -> None:
-        loss = self.state.output[CommonKeys.LOSS].item()
+        mean = mean_over_ranks(self.state.output[CommonKeys.LOSS])
+        self.state.output[CommonKeys.LOSS] = mean
+        loss = mean.item()
         if not abs(loss) < float("inf"):
             raise FloatingPointError(
                 f"iteration {self.state.iteration}: expected a finite loss, found {loss} on "
@@ -99,7 +104,8 @@ class SegmenterCard:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        engine.add_event_handler(Events.STARTED, self._write)
+        if is_main_rank():
+            engine.add_event_handler(Events.STARTED, self._write)
 
     def _write(self, engine: Engine) -> None:
         write_json(
