@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,16 +187,19 @@ def test_without_torchrun_or_with_privacy_it_is_refused(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**SMALL_WGAN, "dataset_dir": dataset, "output_dir": str(tmp_path)}
+    for name in distributed.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(RuntimeError) as caught:
         workflow("wgan_sn_mp", ["train", "compact", PARALLEL], **settings)
     assert "expected a process started by torchrun" in str(first_data_error(caught.value))
     alone(monkeypatch)
-    settings |= {"critic_norm": "none", "match_padding": False}
+    settings |= {"noise_multiplier": 1.0}
     private = workflow("wgan_sn_mp", ["train", "compact", "wgan_dp", PARALLEL], **settings)
     try:
         with pytest.raises(RuntimeError) as caught:
             private.run()
-        assert "expected one process, found multi_gpu_train.json" in str(caught.value.__cause__)
+        told = "".join(traceback.format_exception(caught.value))
+        assert "expected one process, found multi_gpu_train.json" in told
     finally:
         private.finalize()
 
