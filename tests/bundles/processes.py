@@ -16,6 +16,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Events
 
@@ -30,6 +31,8 @@ PATIENCE = 100.0
 
 def in_processes(count: int, job: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Return what ``job(*arguments)`` returned in each process; an exit gives its code.
+
+    Tensors would come as handles of memory that ends with their process: jobs return arrays.
 
     Raises:
         AssertionError: if a process does not end, or ends with an exception: with its traceback.
@@ -158,22 +161,25 @@ def infer_until_crash(bundle: str, configs: list[str], settings: dict[str, Any])
 
 
 def gradients(
-    build: Callable[[], torch.nn.Module], batch: dict[str, torch.Tensor], loss: str
-) -> dict[str, torch.Tensor]:
+    build: Callable[[], torch.nn.Module],
+    batch: dict[str, torch.Tensor],
+    loss: str,
+    may_skip: bool = False,
+) -> dict[str, np.ndarray]:
     """Return the gradients of a module's ``loss`` on this process's share of a batch."""
     distributed.start("cpu")
-    module = distributed.data_parallel(build())
+    module = distributed.data_parallel(build(), may_skip)
     count = len(next(iter(batch.values())))
     share = list(ShareSampler(count, distributed.rank(), distributed.world_size()))
     module(**{key: value[share] for key, value in batch.items()})[loss].backward()
-    found = {key: value.grad.clone() for key, value in module.module.named_parameters()}
+    found = {key: value.grad.numpy() for key, value in module.module.named_parameters()}
     distributed.stop()
     return found
 
 
-def draw(*counters: int) -> torch.Tensor:
+def draw(*counters: int) -> np.ndarray:
     """Return random numbers of this process."""
     distributed.start("cpu")
     numbers = torch.rand(4, generator=distributed.rank_generator(*counters))
     distributed.stop()
-    return numbers
+    return numbers.numpy()

@@ -204,22 +204,23 @@ def test_without_torchrun_or_with_privacy_it_is_refused(
         private.finalize()
 
 
-def test_torchrun_trains_and_generates(dataset: str, tmp_path: Path) -> None:
-    folder = BUNDLES / "wgan_sn_mp" / "configs"
-    configs = [str(folder / f"{name}.json") for name in ("train", "compact", PARALLEL)]
-    settings = {**SMALL_WGAN, "max_epochs": 1, "dataset_dir": dataset, "output_dir": "run"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc_per_node", "2", "-m", "monai.bundle", "run"]
-    command += ["--config_file", str(configs), "--device", "cpu"]
-    for key, value in settings.items():
-        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+def test_the_command_of_the_document(dataset: str, tmp_path: Path) -> None:
+    text = (BUNDLES.parent / "docs" / "multi_gpu.md").read_text(encoding="utf-8")
+    command = text.split("```bash\n")[1].split("```")[0].strip()
+    words = {"=4": "=2", "bundles/": f"{BUNDLES}/", "my_cohort": dataset, "runs/wgan": "run"}
+    for word, other in words.items():
+        assert word in command
+        command = command.replace(word, other)
+    small = {**SMALL_WGAN, "max_epochs": 1, "device": "cpu"}
+    options = [f"--{key} '{value}'" for key, value in small.items()]
     result = subprocess.run(
-        command,
+        " ".join([command, *options]),
+        shell=True,
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )
     assert result.returncode == 0, result.stderr[-3000:]
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

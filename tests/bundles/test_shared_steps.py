@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class CriticStep(nn.Module):
 
     def __init__(self, norm: str) -> None:
         super().__init__()
+        torch.manual_seed(0)  # the singular vectors of spectral norm
         critic = randomized(Critic((32, 16, 16), 1, 16, norm))  # type: ignore[arg-type]
         self.loss = CriticLoss(critic, 10.0, "per_sample")
 
@@ -87,9 +89,12 @@ def assert_mean_of_halves(
     """Two processes' averaged gradients equal the whole batch's in one process."""
     module = build()
     module(**given)[loss].backward()
+    wanted = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
+    # a bias that a norm takes away again has a gradient of rounding errors
+    largest = max(np.abs(gradient).max() for gradient in wanted.values())
     for found in in_processes(2, processes.gradients, build, given, loss):
-        for name, parameter in module.named_parameters():
-            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+        for name, gradient in wanted.items():
+            np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])
@@ -109,18 +114,19 @@ def test_diffusion() -> None:
 def test_a_critic_with_nothing_to_judge_on_one_process() -> None:
     given = batch(single=(4, 2, 16, 16), course=(4, 3, 16, 16))
     given["whole"] = torch.tensor([False, False, True, True])
-    found, other = in_processes(2, processes.gradients, partial(TemporalStep), given, "loss")
+    job = (partial(TemporalStep), given, "loss", True)
+    found, other = in_processes(2, processes.gradients, *job)
     half = {name: value[2:] for name, value in given.items()}
     module = TemporalStep()
     module(**half)["loss"].backward()
     for name, parameter in module.named_parameters():
-        assert torch.equal(found[name], other[name])
+        assert np.array_equal(found[name], other[name])
         if name.startswith("loss.critics.1"):  # a mean with a process that has no opinion
-            torch.testing.assert_close(found[name], parameter.grad / 2, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(found[name], parameter.grad / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_random_numbers_differ_by_rank_and_the_first_has_the_plain_ones() -> None:
-    first, second = in_processes(2, processes.draw, 3, 4)
+    first, second = (torch.from_numpy(x) for x in in_processes(2, processes.draw, 3, 4))
     assert torch.equal(first, torch.rand(4, generator=torch_generator(3, 4)))
     assert torch.equal(first, torch.rand(4, generator=distributed.rank_generator(3, 4)))
     assert not torch.equal(first, second)
