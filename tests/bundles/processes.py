@@ -25,8 +25,8 @@ from medpair.engines import distributed, segmentation, vid2vid, wgan  # noqa: F4
 from medpair.inferers import image_sequence, label_writer, pairs, three_views  # noqa: F401
 from tests.bundles.conftest import run, workflow
 
-# Far longer than any job, far shorter than the collectives' own timeout
-PATIENCE = 100.0
+# Far longer than any job, shorter than the collectives' own timeout
+PATIENCE = 600.0
 
 
 def in_processes(count: int, job: Callable[..., Any], *arguments: Any) -> list[Any]:
