@@ -30,6 +30,8 @@ class SegmentationTrainer(SupervisedTrainer):
         FloatingPointError: on a loss that is not finite, with the cases of the batch.
     """
 
+    network: torch.nn.Module
+
     def __init__(
         self,
         *args: Any,
