@@ -42,6 +42,7 @@ DOCUMENTS = (*GENERAL, *(f"bundles/{name}/docs/README.md" for name in BUNDLES))
 ELSEWHERE = {
     "make": "the gate and test_demo.py",
     "source": "the tests run in an environment already",
+    "torchrun": "bundles/test_multi_gpu.py",
 }
 ONCE = {"max_epochs": 1, "val_interval": 1, "log_interval": 1, "device": "cpu"}
 UNET = {key: value for key, value in SMALL_UNET.items() if key != "hidden_size"}

@@ -71,6 +71,7 @@ class FolderSampler(EpochSampler):
         items: the cases, as ``medpair.data.segmentation.load_items`` returns them.
         seed, iterations, batch_size: of ``EpochSampler``.
         balance: whether folders count alike.
+        rank, world_size: of ``EpochSampler``.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class FolderSampler(EpochSampler):
         iterations: int | None = None,
         batch_size: int = 1,
         balance: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        super().__init__(len(items), seed, iterations, batch_size)
+        super().__init__(len(items), seed, iterations, batch_size, rank, world_size)
         roots = [item["dataset_dir"] for item in items]
         self.groups = [
             [index for index, root in enumerate(roots) if root == name]
@@ -89,15 +92,12 @@ class FolderSampler(EpochSampler):
         ]
         self.balance = balance
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def _order(self, epoch: int, count: int) -> list[int]:
         if not self.balance or len(self.groups) == 1:
-            return super().__iter__()
-        epoch, skip = self.epoch, self.skip
-        self.epoch, self.skip = epoch + 1, 0
+            return super()._order(epoch, count)
         turns = [self._turns(epoch, number) for number in range(len(self.groups))]
         # the folder that begins changes, so that epochs of an odd length are fair too
-        order = [next(turns[(place + epoch) % len(turns)]) for place in range(self.size)]
-        return iter([(epoch, index) for index in order[skip:]])
+        return [next(turns[(place + epoch) % len(turns)]) for place in range(count)]
 
     def _turns(self, epoch: int, number: int) -> Iterator[int]:
         """Yield the cases of one folder without end."""

@@ -36,22 +36,39 @@ def numpy_generator(*counters: int) -> np.random.Generator:
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yield ``(epoch, index)`` in an order that depends on (seed, epoch) alone.
 
+    Several processes share each batch: the first ``batch_size`` of ``world_size * batch_size``
+    consecutive items are the first process's, and so on. A last, shorter batch is filled up until
+    it can be shared evenly, with the first items of a further order.
+
     Args:
         length: number of items.
         seed: of the order.
         iterations: batches per epoch, so that a small and a large dataset can train equally long;
             default: every item once.
-        batch_size: items per batch, needed with ``iterations``.
+        batch_size: items per batch and process, needed with ``iterations`` or ``world_size``.
+        rank: number of this process.
+        world_size: processes that share the items.
     """
 
     def __init__(
-        self, length: int, seed: int = 0, iterations: int | None = None, batch_size: int = 1
+        self,
+        length: int,
+        seed: int = 0,
+        iterations: int | None = None,
+        batch_size: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if length < 1:
             raise ValueError(f"length: expected at least one item, found {length}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 to {world_size - 1}, found {rank}")
         self.length = length
         self.seed = seed
-        self.size = length if iterations is None else iterations * batch_size
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.size = -(-length // world_size) if iterations is None else iterations * batch_size
         self.epoch = 0
         self.skip = 0
 
@@ -65,10 +82,52 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, skip = self.epoch, self.skip
         self.epoch, self.skip = epoch + 1, 0
+        order = self._order(epoch, self.size * self.world_size)
+        return iter([(epoch, index) for index in self._share(order)[skip:]])
+
+    def _order(self, epoch: int, count: int) -> list[int]:
+        """Return ``count`` items of an epoch, of all processes."""
         order: list[int] = []
         turn = 0
-        while len(order) < self.size:
+        while len(order) < count:
             generator = torch_generator(self.seed, epoch, turn)
             order += torch.randperm(self.length, generator=generator).tolist()
             turn += 1
-        return iter([(epoch, index) for index in order[skip : self.size]])
+        return order[:count]
+
+    def _share(self, order: list[int]) -> list[int]:
+        """Return this process's items of each batch."""
+        if self.world_size == 1:
+            return order
+        whole = self.batch_size * self.world_size
+        batches = [order[first : first + whole] for first in range(0, len(order), whole)]
+        mine: list[int] = []
+        for batch in batches:
+            share = len(batch) // self.world_size
+            mine += batch[self.rank * share : (self.rank + 1) * share]
+        return mine
+
+
+class ShareSampler(Sampler[int]):
+    """Yield this process's share of some cases: consecutive ones, so that all shares are in order.
+
+    Args:
+        length: number of cases.
+        rank: number of this process.
+        world_size: processes that share the cases.
+        none_idle: where there are fewer cases than processes, each takes all of them: a mean over
+            all is the same, and no process waits for one that has nothing to do.
+    """
+
+    def __init__(
+        self, length: int, rank: int = 0, world_size: int = 1, none_idle: bool = False
+    ) -> None:
+        everyone = none_idle and length < world_size
+        first, last = (length * number // world_size for number in (rank, rank + 1))
+        self.cases = range(length) if everyone else range(first, last)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.cases)

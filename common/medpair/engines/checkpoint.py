@@ -17,6 +17,13 @@ from torch import nn
 from medpair import __version__
 from medpair.data.cohort import Cohort
 from medpair.data.files import DataError, load_torch, save_torch, write_json
+from medpair.engines.distributed import (
+    gathered,
+    is_distributed,
+    is_main_rank,
+    largest_over_ranks,
+    wait_for_all,
+)
 from medpair.engines.numerics import require_finite
 from medpair.engines.restore import CHECKPOINT, keep_previous, newest_good
 from medpair.engines.settings import differences
@@ -39,6 +46,8 @@ class TrainingCheckpoint:
     checkpoint before stays beside as ``checkpoint.previous.pt``: should ``checkpoint.pt`` be
     damaged on the disk, the run goes on from there. On SIGTERM or SIGINT the running step is
     finished and saved, and the process exits with 143 or 130.
+
+    Of several processes the main one writes, and all read; a signal to one stops them all.
 
     Args:
         output_dir: where the files go.
@@ -82,6 +91,11 @@ class TrainingCheckpoint:
         """Write ``checkpoint.pt`` and ``model.pt``."""
         model = engine.model_state()
         require_finite(model, engine)
+        if is_main_rank():
+            self._write(engine, model)
+        self.saved_iteration = int(engine.state.iteration)
+
+    def _write(self, engine: Any, model: dict[str, Any]) -> None:
         state = {
             "format": FORMAT,
             "iteration": int(engine.state.iteration),
@@ -95,13 +109,22 @@ class TrainingCheckpoint:
         save_torch(self.folder / MODEL, model)
         keep_previous(self.folder, ours=self.saved_iteration >= 0)
         save_torch(self.folder / CHECKPOINT, state)
-        self.saved_iteration = state["iteration"]
 
     def _start(self, engine: Any) -> None:
         """Restore the run if there is one, and take over the stop signals."""
-        found = newest_good(self.folder) if self.resume else None
+        # one process looks first: it may have to put a damaged file aside
+        found = newest_good(self.folder) if self.resume and is_main_rank() else None
+        wait_for_all()
+        if self.resume and not is_main_rank():
+            found = newest_good(self.folder)
         if found is not None:
             self._restore(engine, *found)
+        iterations = gathered(int(engine.state.iteration))
+        if len(set(iterations)) > 1:
+            raise DataError(
+                f"{self.folder}: expected one checkpoint that all processes read, found them at "
+                f"the iterations {iterations} (output_dir must be a folder that all machines share)"
+            )
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._ask_stop)
@@ -130,7 +153,8 @@ class TrainingCheckpoint:
                 thing.load_state_dict(state["objects"][name])
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            # there may be fewer devices now
+            torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         iteration, length = state["iteration"], state["epoch_length"]
         engine.state.iteration = self.saved_iteration = iteration
         engine.state.epoch = iteration // length
@@ -141,20 +165,25 @@ class TrainingCheckpoint:
         logger.info("%s: going on after iteration %d%s", path, iteration, stop)
 
     def _ask_stop(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; a second one acts at once."""
+        """Note the signal; a second one acts at once (launchers repeat theirs, and then kill)."""
         self.stop_signal = number
         logger.warning("%s: finishing this step, then saving", signal.Signals(number).name)
-        signal.signal(number, self._previous.get(number, signal.SIG_DFL))
+        if not is_distributed():
+            signal.signal(number, self._previous.get(number, signal.SIG_DFL))
 
     def _stop_if_asked(self, engine: Any) -> None:
-        if self.stop_signal is not None:
+        number = largest_over_ranks(self.stop_signal or 0)
+        if number:
             self.save(engine)
+            # a launcher ends all processes when the first is gone
+            wait_for_all()
             self._restore_signals()
-            raise SystemExit(128 + self.stop_signal)
+            raise SystemExit(128 + number)
 
     def _complete(self, engine: Any) -> None:
         if self.saved_iteration != engine.state.iteration:
             self.save(engine)
+        wait_for_all()
         self._restore_signals()
 
     def _restore_signals(self) -> None:
@@ -189,7 +218,8 @@ class ModelCard:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        engine.add_event_handler(Events.STARTED, lambda: write_json(self.path, self.content))
+        if is_main_rank():
+            engine.add_event_handler(Events.STARTED, lambda: write_json(self.path, self.content))
 
 
 class StartFrom:

@@ -13,10 +13,10 @@ from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from medpair.data.label_codes import LabelCode
-from medpair.data.sampling import torch_generator
 from medpair.diffusion.process import Diffusion
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
+from medpair.engines.distributed import data_parallel, rank_generator
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 
@@ -29,6 +29,19 @@ class Task(Protocol):
     ) -> dict[str, Tensor]:
         """Return ``loss`` and its parts; randomness comes from ``generator`` alone."""
         ...
+
+
+class TaskLoss(nn.Module):
+    """A network with its task: one call for all of its passes, as data parallelism needs it."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network = network
+        self.task = task
+
+    def forward(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return ``loss`` and its parts."""
+        return self.task(self.network, batch, generator)
 
 
 class MaskSequenceTask:
@@ -125,8 +138,8 @@ class DiffusionTrainer(Trainer):
         # convolutions in three dimensions keep theirs: a module of both refuses one layout for all
         convert_conv2d_weight_memory_format(self.network, layout)
         self.optimizer = optimizer
-        self.task = task
         self.averaged = AveragedWeights(self.network, averaging)
+        self.learning = data_parallel(TaskLoss(self.network, task))
         self.clip_gradient = clip_gradient
         self.warmup = warmup
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -160,9 +173,9 @@ class DiffusionTrainer(Trainer):
             for key, value in batch.items()
             if isinstance(value, Tensor)
         }
-        generator = torch_generator(self.seed, iteration)
+        generator = rank_generator(self.seed, iteration)
         with torch.autocast(self.state.device.type, self.amp_dtype, enabled=self.mixed):
-            losses = self.task(self.network, batch, generator)
+            losses = self.learning(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_gradient)

@@ -51,7 +51,7 @@ def refuse_unknown_knobs(argv: Sequence[str] | None = None) -> None:
     if any(path.suffix != ".json" for path in files):
         return
     configs = [read_json(path) for path in files]
-    known = set(configs[0]) | {
+    known = {"initialize", "run", "finalize", *configs[0]} | {
         name for config in configs for name in REFERENCE.findall(str(config))
     }
     for path, config in zip(files[1:], configs[1:], strict=True):

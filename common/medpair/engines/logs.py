@@ -17,6 +17,7 @@ from tqdm import tqdm
 from medpair.data.files import append_jsonl, atomic_path
 from medpair.data.patches import crop_box
 from medpair.engines.board import Board
+from medpair.engines.distributed import is_main_rank
 from medpair.engines.jsonl import keep_records, mend, whole_records
 from medpair.report.preview import picture_of, save_png
 
@@ -59,6 +60,8 @@ class MetricsLog:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; attach after the checkpoint, which sets the iteration."""
+        if not is_main_rank():
+            return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.COMPLETED, self._close)
@@ -140,7 +143,8 @@ class ValidationLog:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator that a ``ValidationHandler`` runs."""
-        engine.add_event_handler(Events.COMPLETED, self._write)
+        if is_main_rank():
+            engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _write(self, engine: Any) -> None:
         # the handler numbers the evaluator's epochs by the trainer's
@@ -181,7 +185,8 @@ class ExamplePairs:
 
     def attach(self, engine: Engine) -> None:
         """Register with a ``WGANTrainer``."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._draw)
+        if is_main_rank():
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._draw)
 
     def _draw(self, engine: Any) -> None:
         network = engine.averaged.network

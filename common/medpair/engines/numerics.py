@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from medpair.data.files import DataError
+from medpair.engines.distributed import mean_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +67,15 @@ class BadSteps:
         self._history: list[dict[str, Any]] = []
 
     def finite(self, losses: Mapping[str, Tensor]) -> bool:
-        """Take in losses (or norms), and return whether all are finite, in every process."""
-        # one transfer from the device for all
-        found = torch.stack([value.detach().float() for value in losses.values()])
+        """Take in losses (or norms), means over the processes; return whether all are finite."""
+        # one transfer from the device for all; a mean with NaN is NaN in every process: one alone
+        # may not leave out a step
+        found = mean_over_ranks(torch.stack([value.detach().float() for value in losses.values()]))
         numbers = dict(zip(losses, found.tolist(), strict=True))
         self.values |= numbers
         bad = {key: value for key, value in numbers.items() if not math.isfinite(value)}
-        if agreed(not bad, found.device):
-            return True
-        self._bad |= bad or {"those of another process": math.nan}
-        return False
+        self._bad |= bad
+        return not bad
 
     def step(
         self,
@@ -175,18 +175,6 @@ class BadSteps:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Take over the count."""
         self.in_a_row = int(state["in_a_row"])
-
-
-def agreed(good: bool, device: torch.device) -> bool:
-    """Return whether all processes of a training find the same: one alone may not leave out a step.
-
-    Without ``torch.distributed`` it is what this process finds.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return good
-    flag = torch.tensor(float(good), device=device)
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
-    return bool(flag.item())
 
 
 def precision(engine: Any) -> str:

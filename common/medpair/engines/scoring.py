@@ -14,6 +14,7 @@ import numpy as np
 
 from medpair.data.files import DataError, Volume, write_json, write_text, write_volume
 from medpair.data.segmentation import read_truth
+from medpair.engines.distributed import gathered, is_main_rank
 from medpair.metrics.distance import balanced_average_hausdorff, dice
 from medpair.metrics.summary import summarize
 
@@ -90,7 +91,8 @@ class CaseScores:
         return data
 
     def complete(self) -> dict[str, Any]:
-        """Write the tables, log a summary, and return it."""
+        """Write the tables over all processes' cases, log a summary, and return it."""
+        self.rows = [row for rows in gathered(self.rows) for row in rows]
         content: dict[str, Any] = {
             "info": self.info,
             "summary": {},
@@ -104,6 +106,8 @@ class CaseScores:
                 "truth": sum(row["truth_voxels"] == 0 for row in rows),
                 "prediction": sum(row["predicted_voxels"] == 0 for row in rows),
             }
+        if not is_main_rank():
+            return content
         write_json(self.folder / "scores.json", content)
         text = io.StringIO()
         writer = csv.DictWriter(text, FIELDS, lineterminator="\n")

@@ -17,6 +17,7 @@ from medpair.data.files import write_json
 from medpair.data.segmentation import SegmentationTask
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.checkpoint import CARD
+from medpair.engines.distributed import data_parallel, is_main_rank, mean_over_ranks
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps, gradient_norm
 
 
@@ -36,6 +37,7 @@ class SegmentationTrainer(SupervisedTrainer):
 
     # what a smaller value of saves memory
     memory_knobs = ("batch_size", "largest_patch")
+    network: torch.nn.Module
 
     def __init__(
         self,
@@ -48,6 +50,8 @@ class SegmentationTrainer(SupervisedTrainer):
         super().__init__(*args, decollate=False, **kwargs)
         self.lr_scheduler = lr_scheduler
         self.bad_steps = BadSteps(max_bad_steps)
+        self.plain_network = self.network
+        self.network = data_parallel(self.network)
         if self.state.device.type == "cpu":
             keep_freed_memory()
             # MONAI's autocast is CUDA's
@@ -61,7 +65,7 @@ class SegmentationTrainer(SupervisedTrainer):
     def state_objects(self) -> dict[str, Any]:
         """Return everything a checkpoint must hold, by name."""
         objects = {
-            "network": self.network,
+            "network": self.plain_network,
             "optimizer": self.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "scaler": self.scaler,
@@ -71,7 +75,7 @@ class SegmentationTrainer(SupervisedTrainer):
 
     def model_state(self) -> dict[str, Tensor]:
         """Return the weights to predict with."""
-        state = self.network.state_dict()
+        state = self.plain_network.state_dict()
         return {key: value.detach().cpu().clone() for key, value in state.items()}
 
     def _step_scheduler(self, engine: Engine) -> None:
@@ -80,7 +84,8 @@ class SegmentationTrainer(SupervisedTrainer):
 
     def _leave_out_bad(self, engine: Engine) -> None:
         """Take away gradients that are not finite, before MONAI's step; a scaler does it itself."""
-        losses = {CommonKeys.LOSS: self.state.output[CommonKeys.LOSS]}
+        losses = {CommonKeys.LOSS: mean_over_ranks(self.state.output[CommonKeys.LOSS])}
+        self.state.output |= losses
         if self.amp and self.scaler is not None:
             self.bad_steps.finite(losses)
         elif not self.bad_steps.finite({**losses, "gradient_norm": gradient_norm(self.optimizer)}):
@@ -117,7 +122,8 @@ class SegmenterCard:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        engine.add_event_handler(Events.STARTED, self._write)
+        if is_main_rank():
+            engine.add_event_handler(Events.STARTED, self._write)
 
     def _write(self, engine: Engine) -> None:
         write_json(

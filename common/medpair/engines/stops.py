@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medpair.data.files import DataError, read_json, write_json
 from medpair.data.memory import OutOfMemoryError, first_line, is_out_of_memory, peak_memory, release
+from medpair.engines.distributed import rank
 from medpair.engines.numerics import NotFiniteError, identity, precision
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def explained(engine: Any, error: BaseException, folder: Path, saved: int) -> Ba
     """Return the error that a run is to end with: one line, where more is known than it says.
 
     Numbers that were not finite leave ``bad_batch.json`` (iteration, cases, losses, loss scale of
-    the bad steps) in ``folder``.
+    the bad steps) in ``folder``; of several processes each leaves its own.
 
     Args:
         engine: the trainer.
@@ -32,7 +33,8 @@ def explained(engine: Any, error: BaseException, folder: Path, saved: int) -> Ba
     """
     last = f"the last good checkpoint is of iteration {saved}" if saved >= 0 else "none saved yet"
     if isinstance(error, NotFiniteError):
-        path = folder / BAD_BATCH
+        own = f".rank{rank()}.json" if rank() else ".json"
+        path = (folder / BAD_BATCH).with_suffix(own)
         content = {
             "iteration": int(engine.state.iteration),
             "message": str(error),

@@ -20,11 +20,12 @@ import torch
 from monai.engines.trainer import Trainer
 from monai.losses import PatchAdversarialLoss
 from monai.utils.enums import CommonKeys
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
+from medpair.engines.distributed import data_parallel, world_size
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.vid2vid import (
     ImageSequenceGenerator,
@@ -63,6 +64,51 @@ class Sequence:
         real = self.real[:, self.past :]
         images = torch.stack([slice_.image for slice_ in self.drawn], dim=1)
         return torch.lerp(real, images, self.inside[:, self.past :])
+
+
+class SequenceDrawing(nn.Module):
+    """The generator drawing a whole sequence: one call, as data parallelism needs it."""
+
+    def __init__(self, generator: ImageSequenceGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(
+        self, real: Tensor, windows: Tensor, inside: Tensor, available: Tensor, position: Tensor
+    ) -> list[Slice]:
+        """Draw slice after slice from the past that there is; shapes as in ``Sequence``."""
+        tau = available.shape[1]
+        past, there = real[:, :tau, 0], available
+        drawn = []
+        for step in range(windows.shape[1]):
+            slice_ = self.generator(windows[:, step], past, there, position[:, step])
+            drawn.append(slice_)
+            shown = torch.lerp(real[:, tau + step], slice_.image.detach(), inside[:, tau + step])
+            past = torch.cat([past[:, 1:], shown], dim=1)
+            there = torch.cat([there[:, 1:], torch.ones_like(there[:, :1])], dim=1)
+        return drawn
+
+
+class CriticsLoss(nn.Module):
+    """Both critics with their loss: one call, as data parallelism needs it."""
+
+    def __init__(self, critics: list[MultiScaleCritic], adversarial: nn.Module) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(critics)
+        self.adversarial = adversarial
+
+    def forward(self, judged: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the loss for what each critic sees: real and drawn, (n, C, H, W); n may be 0."""
+        loss = torch.zeros((), device=judged[0][0].device)
+        for critic, (of_real, of_fake) in zip(self.critics, judged, strict=True):
+            if len(of_real):
+                scores, _ = critic(torch.cat([of_real, of_fake]))
+                real_scores, fake_scores = zip(*(s.float().chunk(2) for s in scores), strict=True)
+                loss = loss + 0.5 * (
+                    self.adversarial(list(real_scores), True, True)
+                    + self.adversarial(list(fake_scores), False, True)
+                )
+        return loss
 
 
 class Vid2VidTrainer(Trainer):
@@ -156,8 +202,14 @@ class Vid2VidTrainer(Trainer):
             "flow": flow_weight,
         }
         self.averaged = AveragedWeights(self.generator, averaging)
-        self.mixed, self.amp_dtype = amp, torch.bfloat16
         self.bad_steps = BadSteps(max_bad_steps)
+        # what is stepped; the same networks, shared by several processes where there are any
+        self.drawing = data_parallel(SequenceDrawing(self.generator))
+        self.segmenting = data_parallel(self.segmenter)
+        critics = CriticsLoss([self.image_critic, self.temporal_critic], self.adversarial)
+        # where no sequence has a whole past, the temporal critic has nothing to judge
+        self.judging = data_parallel(critics, may_skip=True)
+        self.mixed, self.amp_dtype = amp, torch.bfloat16
         self._register_handlers(train_handlers or [])
 
     def state_objects(self) -> dict[str, Any]:
@@ -202,35 +254,20 @@ class Vid2VidTrainer(Trainer):
         tau, seen = available.shape[1], 2 * self.generator.radius + 1
         steps = real.shape[1] - tau
         windows = torch.stack([label[:, tau + i : tau + i + seen] for i in range(steps)], dim=1)
-        past, there = real[:, :tau, 0], available
-        drawn = []
-        for step in range(steps):
-            slice_ = self.generator(windows[:, step], past, there, position[:, step])
-            drawn.append(slice_)
-            shown = torch.lerp(real[:, tau + step], slice_.image.detach(), inside[:, tau + step])
-            past = torch.cat([past[:, 1:], shown], dim=1)
-            there = torch.cat([there[:, 1:], torch.ones_like(there[:, :1])], dim=1)
+        drawn = self.drawing(real, windows, inside, available, position)
         return Sequence(real, windows, inside, available, drawn)
 
     def _segmenter_step(self, sequence: Sequence) -> None:
         """Teach the segmenter on the real slices."""
         images = sequence.real[:, sequence.past :].flatten(0, 1)
-        logits, _ = self.segmenter(images)
+        logits, _ = self.segmenting(images)
         loss = self._cross_entropy(logits, sequence)
         self._step(self.segmenter_optimizer, {"segmenter": loss})
 
     def _critic_step(self, sequence: Sequence) -> Tensor:
         """Teach both critics to tell drawn sequences from real ones."""
-        fake = sequence.fake().detach()
-        loss = torch.zeros((), device=fake.device)
-        for critic, of_real, of_fake in self._judged(sequence, fake):
-            if len(of_real):
-                scores, _ = critic(torch.cat([of_real, of_fake]))
-                real_scores, fake_scores = zip(*(s.float().chunk(2) for s in scores), strict=True)
-                loss = loss + 0.5 * (
-                    self.adversarial(list(real_scores), True, True)
-                    + self.adversarial(list(fake_scores), False, True)
-                )
+        judged = self._judged(sequence, sequence.fake().detach())
+        loss = self.judging([(of_real, of_fake) for _, of_real, of_fake in judged])
         self._step(self.critic_optimizer, {"critics": loss})
         return loss
 
@@ -248,6 +285,8 @@ class Vid2VidTrainer(Trainer):
         total = torch.stack([self.weights[key] * loss for key, loss in losses.items()]).sum()
         for judge in judges:
             judge.requires_grad_(True)
+        if world_size() > 1:  # a process without any whole past has no temporal loss
+            losses = {**dict.fromkeys(self.weights, torch.zeros_like(total)), **losses}
         self._step(self.optimizer, {"generator": total, **losses})
 
     def _step(self, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:

@@ -30,6 +30,7 @@ from medpair.data.sampling import torch_generator
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.augment import CriticAugmentation
 from medpair.engines.averaging import AveragedWeights, recalibrate_batch_norm
+from medpair.engines.distributed import data_parallel, rank_generator
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.wgan import Generator
 
@@ -61,6 +62,34 @@ def gradient_penalty(
     (gradient,) = torch.autograd.grad(score.sum(), between, create_graph=True)
     norm = gradient.norm(2) if mode == "batch" else gradient.flatten(1).norm(2, dim=1)
     return (norm - 1).square().mean()
+
+
+class CriticLoss(nn.Module):
+    """The critic with its loss: one call for all of its passes, as data parallelism needs it.
+
+    Args:
+        critic: scores pairs.
+        penalty_weight: weight of the gradient penalty.
+        penalty_mode: see ``gradient_penalty``.
+    """
+
+    def __init__(self, critic: nn.Module, penalty_weight: float, penalty_mode: PenaltyMode) -> None:
+        super().__init__()
+        self.critic = critic
+        self.penalty_weight = penalty_weight
+        self.penalty_mode: PenaltyMode = penalty_mode
+
+    def forward(
+        self, real: Tensor, fake: Tensor, epsilon: Tensor, autocast: torch.autocast
+    ) -> dict[str, Tensor]:
+        """Return the loss, its penalty and the Wasserstein estimate for (B, C, H, W, D) pairs."""
+        # outside autocast, in fp32; first, so that a spectral norm kept for the step is fp32 too
+        penalty = gradient_penalty(self.critic, real, fake, epsilon, self.penalty_mode)
+        with autocast:
+            score_real, score_fake = self.critic(torch.cat([real, fake])).chunk(2)
+        distance = score_real.float().mean() - score_fake.float().mean()
+        loss = self.penalty_weight * penalty - distance
+        return {"critic_loss": loss, "gradient_penalty": penalty, "wasserstein": distance}
 
 
 class WGANTrainer(Trainer):
@@ -155,14 +184,15 @@ class WGANTrainer(Trainer):
         self.inferer = inferer
         self.label_channels = label_channels
         self.n_critic = n_critic
-        self.penalty_weight = penalty_weight
-        self.penalty_mode: PenaltyMode = penalty_mode
         self.reuse_fakes = reuse_fakes
         self.match_padding = match_padding
         self.augmentation = augmentation or CriticAugmentation()
         self.critic_warmup = critic_warmup
         self.latent_size = generator.latent_size
         self.averaged = AveragedWeights(generator, averaging)
+        # what is stepped; the same networks, shared by several processes where there are any
+        self.drawing = data_parallel(self.generator)
+        self.judging = data_parallel(CriticLoss(self.critic, penalty_weight, penalty_mode))
         self.mixed = amp
         self.amp_dtype = getattr(torch, amp_dtype)
         self.seed = seed
@@ -235,16 +265,11 @@ class WGANTrainer(Trainer):
         real = self._augment(real, self._random(AUGMENT_REAL, number))
         fake = self._augment(fake, self._random(AUGMENT_FAKE, number))
         epsilon = torch.rand(len(real), generator=self._random(PENALTY, number)).to(real.device)
-        # one spectral normalisation serves the whole step; computed first outside autocast, in fp32
+        # one spectral normalisation serves the whole step
         with parametrize.cached():
-            penalty = gradient_penalty(self.critic, real, fake, epsilon, self.penalty_mode)
-            with self._autocast():
-                score_real, score_fake = self.critic(torch.cat([real, fake])).chunk(2)
-            distance = score_real.float().mean() - score_fake.float().mean()
-            loss = self.penalty_weight * penalty - distance
+            losses = self.judging(real, fake, epsilon, self._autocast())
             self.critic_optimizer.zero_grad(set_to_none=True)
-            self.critic_scaler.scale(loss).backward()
-        losses = {"critic_loss": loss, "gradient_penalty": penalty, "wasserstein": distance}
+            self.critic_scaler.scale(losses["critic_loss"]).backward()
         self.bad_steps.step(self.critic_optimizer, losses, self.critic_scaler, "critic_gradient")
 
     def _generator_step(self, fake: Tensor) -> None:
@@ -265,7 +290,7 @@ class WGANTrainer(Trainer):
     def _generate(self, latent: Tensor, boxes: Tensor) -> Tensor:
         """Return fakes, padded like their real counterparts when ``match_padding``."""
         with self._autocast():
-            fake = self.inferer(latent, self.generator)
+            fake = self.inferer(latent, self.drawing)
         fake = fake.float()
         if not self.match_padding:
             return fake
@@ -287,7 +312,7 @@ class WGANTrainer(Trainer):
 
     def _random(self, stream: int, number: int) -> torch.Generator:
         """Random numbers of this iteration: a function of counters, so that resuming is exact."""
-        return torch_generator(self.seed, self.state.iteration, stream, number)
+        return rank_generator(self.seed, self.state.iteration, stream, number)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, self.amp_dtype, enabled=self.mixed)

@@ -35,6 +35,7 @@ from torch.nn.utils import parametrize
 
 from medpair.data.poisson import AUGMENTATION, NOISE, SecretSeed
 from medpair.data.sampling import torch_generator
+from medpair.engines.distributed import is_distributed
 from medpair.engines.privacy import METHOD, UNIT, PrivacyBudget
 from medpair.engines.wgan import AUGMENT_FAKE, LATENT, WGANTrainer
 
@@ -51,8 +52,9 @@ class PrivateWGANTrainer(WGANTrainer):
             are not used.
 
     Raises:
-        ValueError: if the critic mixes samples or keeps buffers, or for settings that leak
-            (``match_padding``) or would change gradients (``amp``).
+        ValueError: if the critic mixes samples or keeps buffers, for settings that leak
+            (``match_padding``) or would change gradients (``amp``), or for several processes:
+            their noise and draws would have to be accounted for together.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class PrivateWGANTrainer(WGANTrainer):
                 raise ValueError(f"{name}: expected False in private training, found True")
         if not weight_clip > 0:
             raise ValueError(f"weight_clip: expected a number over 0, found {weight_clip}")
+        if is_distributed():
+            raise ValueError("private training: expected one process, found multi_gpu_train.json")
         check_critic(wgan["critic"])
         super().__init__(**wgan)
         self.budget = budget

@@ -162,19 +162,29 @@ class FrameBatches(Sampler[list[int]]):
         dataset: the cases.
         writer: knows which are missing.
         batch_size: most cases in a batch.
+        rank: number of this process, which takes every ``world_size``-th batch, missing or not.
+        world_size: processes that share the batches.
     """
 
-    def __init__(self, dataset: CaseVolumes, writer: CaseWriter, batch_size: int) -> None:
+    def __init__(
+        self,
+        dataset: CaseVolumes,
+        writer: CaseWriter,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         groups: dict[tuple[int, int, int], list[int]] = {}
         for index, frame in enumerate(dataset.frames):
             groups.setdefault(frame, []).append(index)
-        self.batches = [
+        batches = [
             group[first : first + batch_size]
             for group in groups.values()
             for first in range(0, len(group), batch_size)
         ]
+        self.batches = batches[rank::world_size]
         self.writer = writer
 
     def _open(self) -> list[list[int]]:

@@ -19,6 +19,7 @@ from medpair import __version__
 from medpair.data.cohort import Cohort
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import DataError, read_json, write_json
+from medpair.engines.distributed import gathered, is_main_rank, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class SyntheticFolder:
         self.suffix = suffix
         self.images = images
         self.names = names
+        self.finished: list[str] = []
         self._refuse_mixture()
 
     def name(self, index: int) -> str:
@@ -85,10 +87,31 @@ class SyntheticFolder:
     def finish_case(self, index: int, **more: Any) -> None:
         """Write the sidecar, when everything else of the case is there."""
         write_json(self.sidecar(index), {"index": index, **more, **self.origin})
+        self.finished.append(self.name(index))
 
     def complete(self) -> Path:
-        """Write ``dataset.json`` over all cases in the folder."""
-        names = sorted(path.name.removesuffix(".json") for path in self._sidecars())
+        """Write ``dataset.json`` over all cases in the folder, when all processes have finished.
+
+        Raises:
+            DataError: if another process's cases are not in the folder as this one sees it.
+        """
+        finished = [name for names in gathered(self.finished) for name in names]
+        if is_main_rank():
+            self._write_dataset(finished)
+        wait_for_all()
+        return self.root / "dataset.json"
+
+    def _write_dataset(self, finished: Sequence[str]) -> None:
+        there = {path.name.removesuffix(".json") for path in self._sidecars()}
+        # a network's file system may list a new file late, but finds it when asked for it
+        for name in sorted({*finished} - there):
+            if not (self.root / "provenance" / f"{name}.json").exists():
+                raise DataError(
+                    f"{self.root}: expected {name}, which another process has written, found none "
+                    "(output_dir must be a folder that all machines share; if it is, the same "
+                    "command again completes it)"
+                )
+        names = sorted({*there, *finished})
         what = "pairs" if self.images else "label maps"
         path = write_dataset_json(
             self.root,
@@ -102,7 +125,6 @@ class SyntheticFolder:
             origin=self.origin,
         )
         logger.info("%s: %d %s", path, len(names), what)
-        return path
 
     def _sidecars(self) -> list[Path]:
         files = (self.root / "provenance").glob("*.json")
@@ -141,17 +163,30 @@ class AlignedBatches(Sampler[list[int]]):
         writer: knows which samples are missing.
         batch_size: samples per batch.
         count: there are indices below this only; default without end.
+        rank: number of this process, which takes every ``world_size``-th batch, missing or not:
+            shares do not depend on what the others have made meanwhile.
+        world_size: processes that share the batches.
     """
 
-    def __init__(self, writer: Writer, batch_size: int, count: int | None = None) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        batch_size: int,
+        count: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         self.writer = writer
         self.batch_size = batch_size
         self.count = count
+        self.rank = rank
+        self.world_size = world_size
 
     def _blocks(self) -> list[int]:
-        return sorted({index // self.batch_size for index in self.writer.missing()})
+        blocks = sorted({index // self.batch_size for index in self.writer.missing()})
+        return [block for block in blocks if block % self.world_size == self.rank]
 
     def __len__(self) -> int:
         return len(self._blocks())
