@@ -40,9 +40,8 @@ def names_of(bundle: str, config: str) -> list[str]:
     """Return the configs that one of the bundle's is used with."""
     if config in MAIN:
         return [config]
-    keys = {key.lstrip("+").split("#")[0] for key in read_json(path_of(bundle, config))}
-    trains = "train" in config or not keys & {"scores", "comparison", "evaluator"}
-    return ["train" if trains else "inference", config]
+    first = "inference" if config in ("evaluate", "multi_gpu_inference") else "train"
+    return [first, config]
 
 
 def path_of(bundle: str, config: str) -> Path:
