@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medpair.data import check_volume
+from medpair.data import nifti_stream
 from medpair.data.check import Fault, check_dataset, format_report, require_valid
 from medpair.data.check_volume import examine
 from medpair.data.dataset import load_dataset
@@ -951,7 +951,7 @@ def test_each_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     opened: list[Path] = []
     real = gzip.open
     monkeypatch.setattr(
-        check_volume.gzip, "open", lambda path, mode: opened.append(path) or real(path, mode)
+        nifti_stream.gzip, "open", lambda path, mode: opened.append(path) or real(path, mode)
     )
     assert check_dataset(folder) == []
     assert sorted(opened) == sorted(folder.glob("*/*.nii.gz"))

@@ -13,8 +13,8 @@ from typing import Any
 
 from medpair.data.dataset import SPLITS, case_name
 from medpair.data.faults import Fault, Level
-from medpair.data.files import VOLUME_ENDINGS
 from medpair.data.labels import LabelMap, is_whole, short_list
+from medpair.data.nifti_stream import VOLUME_ENDINGS
 
 ROLES = ("image", "label", "roi")
 # A list of a million cases fits; what is larger is not a dataset.json.

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpair.data.files import VOLUME_ENDINGS, DataError, read_json, write_json
+from medpair.data.files import DataError, read_json, write_json
 from medpair.data.labels import LabelMap
+from medpair.data.nifti_stream import VOLUME_ENDINGS
 
 SPLITS = ("training", "validation", "test")
 
