@@ -175,6 +175,7 @@ def test_what_cannot_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fault(28)
 def test_load_refuses_with_file_and_size(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     with pytest.raises(DataError, match=r"model\.pt: expected a checkpoint, found nothing there"):
@@ -304,6 +305,7 @@ def test_floats_that_do_not_fit_are_scaled(tmp_path: Path, low: int, scale: floa
     assert nib.load(tmp_path / "image.nii.gz").get_data_dtype() == np.int16
 
 
+@pytest.mark.fault(1, 2, 14)
 def test_read_refuses_what_is_no_volume(tmp_path: Path) -> None:
     path = tmp_path / "v.nii.gz"
     with pytest.raises(

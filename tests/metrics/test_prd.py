@@ -82,6 +82,7 @@ def test_modes_dropped_and_invented():
     assert (disjoint.f8, disjoint.f1_8) == (0, 0)
 
 
+@pytest.mark.fault(42)
 def test_equal_sizes_are_drawn_and_told():
     rng = np.random.default_rng(0)
     few = four_modes(rng, [0, 1], 20)
@@ -110,6 +111,7 @@ def test_same_sample_order_and_seed():
     assert min(same.f8, same.f1_8) > 1 - 1e-9
 
 
+@pytest.mark.fault(42)
 def test_refusals():
     rows = np.zeros((5, 2))
     with pytest.raises(ValueError, match="clusters: expected 1 to 10, found 11"):

@@ -13,9 +13,9 @@ from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, MapTransform, RandAffined, RandomizableTransform
 
 from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
-from medpair.data.cohort import SPACING_TOLERANCE, resampled_size, robust_range
+from medpair.data.cohort import SPACING_TOLERANCE, robust_range
 from medpair.data.dataset import as_folders, load_dataset
-from medpair.data.files import DataError, read_grid, read_volume, verify_file
+from medpair.data.files import DataError, read_grid, read_volume
 from medpair.data.folders import MaxCases, draw_cases, limits
 from medpair.data.labels import LabelMap, whole_values
 from medpair.data.sampling import derive_seed
@@ -125,28 +125,6 @@ def training_patch(longest: Sequence[int], multiple: int, largest: Sequence[int]
         min(-(-int(n) // multiple) * multiple, -(-int(limit) // multiple) * multiple)
         for n, limit in zip(longest, largest, strict=True)
     ]
-
-
-class WholeFilesd(MapTransform):
-    """Read files to their end before MONAI's reader does, which stops before the checksum.
-
-    Args:
-        keys: entries that hold paths.
-        spacing: millimetres per RAS axis that they will be brought to, or None.
-    """
-
-    def __init__(self, keys: Sequence[str] | str, spacing: Sequence[float] | None = None) -> None:
-        super().__init__(keys)
-        self.spacing = spacing
-
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return ``data`` as it is; raises DataError for a file that cannot be used, naming it."""
-        for key in self.key_iterator(data):
-            size, spacing = read_grid(data[key])
-            if self.spacing is not None:
-                resampled_size(size, list(spacing), self.spacing, data[key])
-            verify_file(data[key])
-        return data
 
 
 class EncodeLabeld(MapTransform):

@@ -90,9 +90,9 @@ def foreign_code(path: str | Path) -> list[Fault]:
             faults.append(Fault(str(file), "file", "a configuration", reason))
             continue
         for key, value in _texts("", content):
-            reason = _reason(key, value)
-            if reason is not None:
-                faults.append(Fault(str(file), key, *reason))
+            foreign = _reason(key, value)
+            if foreign is not None:
+                faults.append(Fault(str(file), key, *foreign))
     return faults
 
 

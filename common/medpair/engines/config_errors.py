@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import linecache
 import re
 from pydoc import locate
 from typing import Any
@@ -29,6 +30,8 @@ def argument_refusal(error: BaseException) -> str | None:
     name, keywords, cause = "", "", None
     current: BaseException | None = error
     while current is not None:
+        if type(current) is ValueError and _raised_by_us(current):
+            return f"{name}: {current}" if name else str(current)
         failed = FAILED.match(str(current))
         if failed is not None:
             # the innermost component is the one whose arguments are wrong
@@ -36,8 +39,6 @@ def argument_refusal(error: BaseException) -> str | None:
         current = current.__cause__ or current.__context__
     if isinstance(cause, TypeError):
         return _misfit(name, [word for word in keywords.split(",") if word])
-    if type(cause) is ValueError and _raised_by_us(cause):
-        return f"{name}: {cause}"
     return None
 
 
@@ -75,9 +76,12 @@ def _shown(item: inspect.Parameter) -> str:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Return whether the innermost frame of an error is one of this package."""
+    """Return whether an error was raised on purpose, by a ``raise`` of this package."""
     trace: Any = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    file = "" if trace is None else trace.tb_frame.f_code.co_filename
-    return file.startswith(medpair.__path__[0])
+    if trace is None:
+        return False
+    file = trace.tb_frame.f_code.co_filename
+    line = linecache.getline(file, trace.tb_lineno)
+    return file.startswith(medpair.__path__[0]) and line.lstrip().startswith("raise ")
