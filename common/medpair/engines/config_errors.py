@@ -15,6 +15,8 @@ from typing import Any
 
 import medpair
 
+MISSPELT = re.compile(r"unexpected keyword argument '(\w+)'")
+MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 FAILED = re.compile(r"Failed to instantiate component '([^']+)' with keywords: (.*)")
 
 
@@ -38,29 +40,24 @@ def argument_refusal(error: BaseException) -> str | None:
             (name, keywords), cause = failed.groups(), current.__cause__
         current = current.__cause__ or current.__context__
     if isinstance(cause, TypeError):
-        return _misfit(name, [word for word in keywords.split(",") if word])
+        return _misfit(name, [word for word in keywords.split(",") if word], str(cause))
     return None
 
 
-def _misfit(name: str, keywords: list[str]) -> str | None:
-    """Return which keywords do not fit a component's signature, or None if all do."""
-    try:
-        signature = inspect.signature(locate(name))  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # built in, or not to be found
+def _misfit(name: str, keywords: list[str], said: str) -> str | None:
+    """Return which keywords do not fit a component's signature; None if ``said`` is of else."""
+    misspelt, missing = MISSPELT.search(said), MISSING.search(said)
+    if misspelt is None and missing is None:
         return None
-    known = signature.parameters
+    known = _parameters(locate(name))
+    lacking = [] if missing is None else re.findall(r"'(\w+)'", missing[1])
     free = any(item.kind is item.VAR_KEYWORD for item in known.values())
-    unknown = [] if free else [word for word in keywords if word not in known]
-    lacking = [
-        item.name
-        for item in known.values()
-        if item.default is item.empty
-        and item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
-        and item.name not in keywords
-    ]
-    if not unknown and not lacking:
-        return None
-    near = [difflib.get_close_matches(word, known, 1) for word in unknown]
+    unknown = [word for word in keywords if word not in known]
+    if free:  # what is passed on cannot be judged, unless it stands for what is lacking
+        unknown = [word for word in unknown if difflib.get_close_matches(word, lacking, 1)]
+    if misspelt is not None and misspelt[1] not in unknown:
+        unknown.append(misspelt[1])
+    near = [difflib.get_close_matches(word, [*known, *lacking], 1) for word in unknown]
     hints = [f"; did you mean {match[0]}?" for match in near if match]
     found = [*(f"{word!r}" for word in unknown), *(f"no {word!r}" for word in lacking)]
     arguments = ", ".join(_shown(item) for item in known.values())
@@ -70,8 +67,27 @@ def _misfit(name: str, keywords: list[str]) -> str | None:
     )
 
 
+def _parameters(component: Any) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a component, with those of the classes that it passes them on to."""
+    found: dict[str, inspect.Parameter] = {}
+    calls = [component]
+    if inspect.isclass(component):
+        calls = [vars(part)["__init__"] for part in component.__mro__ if "__init__" in vars(part)]
+    for call in calls:
+        try:
+            own = dict(inspect.signature(call).parameters)
+        except (TypeError, ValueError):  # built in
+            break
+        own.pop("self", None)
+        found = {name: item for name, item in found.items() if item.kind is not item.VAR_KEYWORD}
+        found = {**found, **{name: own[name] for name in own if name not in found}}
+        if not any(item.kind is item.VAR_KEYWORD for item in own.values()):
+            break
+    return {name: item for name, item in found.items() if item.kind is not item.VAR_POSITIONAL}
+
+
 def _shown(item: inspect.Parameter) -> str:
-    stars = "*" * (item.kind is item.VAR_POSITIONAL) + "**" * (item.kind is item.VAR_KEYWORD)
+    stars = "**" if item.kind is item.VAR_KEYWORD else ""
     return f"{stars}{item.name}" + ("" if item.default is item.empty else f"={item.default!r}")
 
 
