@@ -150,6 +150,8 @@ def whole_voxels(path: Path) -> tuple[Header, np.ndarray]:
     Raises:
         RefusedError: with key, expected and found.
     """
+    if not length_agrees(path, whole_header(path)):
+        verify_voxels(path)  # it may be damaged: nothing is kept before that is known
     buffer = bytearray()
     header = _consume(path, buffer.extend)
     stored = np.frombuffer(buffer, header.dtype).reshape(header.shape, order="F")

@@ -16,7 +16,7 @@ from typing import Any
 import medpair
 
 MISSPELT = re.compile(r"unexpected keyword argument '(\w+)'")
-MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
+MISSING = re.compile(r"missing (?:\d+|a) required (?:\S+ )?arguments?: (.*)")
 FAILED = re.compile(r"Failed to instantiate component '([^']+)' with keywords: (.*)")
 
 
