@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from medpair.data.check_header import Header, matrix
+from medpair.data.check_header import AFFINE_TOLERANCE, Header, matrix
 from medpair.data.check_json import ROLES, ListedCase, Listing, read_listing
 from medpair.data.check_spacing import ras_spacing, spacing_faults
 from medpair.data.check_volume import MAX_DISTINCT, Contents, Examined, examine
@@ -25,8 +25,6 @@ from medpair.data.labels import WHOLE_TOLERANCE, LabelMap, short_list
 
 __all__ = ["Fault", "check_dataset", "format_report", "require_valid"]
 
-# Two affines are the same if no entry differs by more than this part of the smallest spacing.
-AFFINE_TOLERANCE = 1e-3
 # Networks compute in float32; what is larger becomes infinite when read.
 LARGEST = float(np.finfo(np.float32).max)
 

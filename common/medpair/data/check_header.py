@@ -18,6 +18,8 @@ from medpair.data.faults import numbers
 MAX_VOXEL_BYTES = 4 * 2**30
 # Small types become float32 when read.
 MAX_VOXELS = 2**30
+# Two affines are the same if no entry differs by more than this part of the smallest spacing.
+AFFINE_TOLERANCE = 1e-3
 # pixdim repeats the affine's voxel sizes; headers carry rounding.
 PIXDIM_TOLERANCE = 0.01
 # The header sizes that begin a NIfTI-1 and a NIfTI-2 file, in both byte orders.

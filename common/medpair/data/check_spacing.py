@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import io_orientation
 
 from medpair.data.faults import Fault, Level, numbers
+from medpair.data.orientation import ras_axes
 
 # Slices 6 mm apart with pixels of 0.3 mm are 20; a header that says more is wrong.
 MAX_RATIO = 50.0
@@ -25,7 +25,7 @@ AXES = ("left-right", "back-front", "foot-head")
 def ras_spacing(affine: np.ndarray) -> np.ndarray:
     """Return the voxel sizes (3,) of an affine in RAS order, oblique or not."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    axes = io_orientation(affine)[:, 0]
+    axes = ras_axes(affine)[:, 0]
     if np.isnan(axes).any():  # no axis can be told from the others
         return spacing
     return spacing[np.argsort(axes)]

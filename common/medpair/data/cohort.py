@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
-from medpair.data.check_header import MAX_VOXELS
+from medpair.data.check_header import AFFINE_TOLERANCE, MAX_VOXELS, matrix
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.faults import numbers
 from medpair.data.files import DataError, Volume, read_volume
@@ -166,7 +166,8 @@ def read_cohort(
     raw = [_read_pair(case, labels) for case in cases]
     median = np.median([image.spacing for image, _ in raw], axis=0)
     grid = [float(value) for value in (median if spacing is None else spacing)]
-    channel = str(next(iter(folder.content.get("channel_names", {}).values()), "image"))
+    channels = folder.content.get("channel_names")
+    channel = str(next(iter(channels.values()), "image")) if isinstance(channels, dict) else "image"
     arrays = [resample(image.array, image.spacing, grid, order=1) for image, _ in raw]
     classes = [resample(label, image.spacing, grid, order=0) for image, label in raw]
     ranges = [robust_range(array) for array in arrays]
@@ -203,13 +204,27 @@ def _read_pair(case: Case, labels: LabelMap) -> tuple[Volume, np.ndarray]:
     if image.array.min() == image.array.max():
         logger.warning("%s: one intensity everywhere: it becomes the darkest", case.image)
     label = read_volume(case.label, None)
-    if label.array.shape != image.array.shape:
-        raise DataError(
-            f"{case.label}: expected the image's shape {image.array.shape}, "
-            f"found {label.array.shape}"
-        )
+    require_same_grid(case.label, label, image)
     source = str(case.label)
     return image, labels.encode(whole_values(label.array, source), source)
+
+
+def require_same_grid(path: Path, label: Volume, image: Volume) -> None:
+    """Refuse a label map on another grid than its image's.
+
+    Raises:
+        DataError: names the label map's file, and both shapes or affines.
+    """
+    if label.array.shape != image.array.shape:
+        raise DataError(
+            f"{path}: expected the image's shape {image.array.shape}, found {label.array.shape}"
+        )
+    off = float(np.abs(label.affine - image.affine).max())
+    if off > AFFINE_TOLERANCE * min(image.spacing):
+        raise DataError(
+            f"{path}: expected the image's affine {matrix(image.affine)}, found "
+            f"{matrix(label.affine)}, which differs by up to {off:.4g}"
+        )
 
 
 def read_card(checkpoint: str | Path) -> Card:

@@ -27,6 +27,7 @@ import torch
 from medpair.data.check_header import Header, RefusedError, matrix
 from medpair.data.faults import one_line
 from medpair.data.nifti_stream import verify_voxels, whole_header, whole_voxels
+from medpair.data.orientation import axis_codes, ras_axes, to_ras
 
 # What PyTorch says of an object that it refuses to load
 FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
@@ -175,13 +176,11 @@ def read_volume(path: str | Path, dtype: Any = np.float32) -> Volume:
     path = Path(path)
     with _refusals(path):
         header, stored = whole_voxels(path)
-    affine, turns = _towards_ras(path, header)
-    orientation = "".join(nib.orientations.aff2axcodes(affine))
-    array = nib.orientations.apply_orientation(stored, turns)
-    canonical = affine @ nib.orientations.inv_ornt_aff(turns, header.shape)
+    affine, _ = _towards_ras(path, header)
+    array, canonical = to_ras(stored, affine)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinite
         array = array if dtype is None else array.astype(dtype, copy=False)
-    return Volume(array, canonical, orientation)
+    return Volume(array, canonical, axis_codes(affine))
 
 
 def verify_file(path: str | Path) -> None:
@@ -230,7 +229,7 @@ def _refusals(path: Path) -> Iterator[None]:
 def _towards_ras(path: Path, header: Header) -> tuple[np.ndarray, np.ndarray]:
     """Return a header's affine, and the turns and flips of its axes that make them RAS."""
     assert header.affine is not None  # a faulty one has been refused
-    turns = nib.orientations.io_orientation(header.affine)
+    turns = ras_axes(header.affine)
     if np.isnan(turns).any():
         expected, found = "three axes that can be told apart", matrix(header.affine)
         raise DataError(f"{path}: affine: expected {expected}, found {found}")
@@ -255,7 +254,7 @@ def write_volume(path: str | Path, volume: Volume, dtype: Any = None) -> None:
         array = array.astype(dtype)
     image = nib.Nifti1Image(array, volume.affine, dtype=dtype)
     target = nib.orientations.axcodes2ornt(tuple(volume.orientation))
-    start = nib.orientations.io_orientation(volume.affine)
+    start = ras_axes(volume.affine)
     image = image.as_reoriented(nib.orientations.ornt_transform(start, target))
     image.header.set_data_dtype(dtype)
     image.set_qform(image.affine, code=1)

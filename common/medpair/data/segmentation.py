@@ -154,6 +154,9 @@ class EncodeLabeld(MapTransform):
             tensor = torch.from_numpy(encoded.astype(np.int64))
             meta = getattr(value, "meta", None)
             result[key] = tensor if meta is None else MetaTensor(tensor, meta=meta)
+            if meta is not None and isinstance(data.get("image"), MetaTensor):
+                # the same but for rounding, which must not turn the two differently
+                result[key].affine = data["image"].affine
         return result
 
 

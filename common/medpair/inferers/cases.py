@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from medpair.data.cohort import SPACING_TOLERANCE, cohort_of, from_unit, to_unit
+from medpair.data.cohort import SPACING_TOLERANCE, cohort_of, from_unit, require_same_grid, to_unit
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.files import (
     DataError,
@@ -78,17 +78,15 @@ class CaseVolumes(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         case, frame = self.cases[index], self.frames[index]
-        label, _ = self.read_label(case)
+        label, grid = self.read_label(case)
         framed_label = torch.from_numpy(framed(label, frame, PAD_LABEL))[None]
         inside = torch.from_numpy(frame_box(label.shape, frame))[None]
         item = {"image": framed_label, "label": framed_label, "inside": inside, "index": index}
         if self.images:
             assert case.image is not None
-            image = read_volume(case.image).array
-            if image.shape != label.shape:
-                raise DataError(
-                    f"{case.label}: expected the image's shape {image.shape}, found {label.shape}"
-                )
+            volume = read_volume(case.image)
+            require_same_grid(label_of(case), grid, volume)
+            image = volume.array
             if not np.isfinite(image).all():
                 raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
             unit = to_unit(image, *self.cohort.intensity)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medpair.data.cohort import resample, robust_range, to_unit
+from medpair.data.cohort import require_same_grid, resample, robust_range, to_unit
 from medpair.data.dataset import Case, DatasetFolder, load_dataset
 from medpair.data.files import DataError, read_volume
 from medpair.data.labels import LabelMap, whole_values
@@ -73,11 +73,7 @@ class PairFolder:
         assert case.image is not None
         assert case.label is not None
         image, label = read_volume(case.image), read_volume(case.label, None)
-        if image.array.shape != label.array.shape:
-            raise DataError(
-                f"{case.label}: expected the image's shape {image.array.shape}, "
-                f"found {label.array.shape}"
-            )
+        require_same_grid(case.label, label, image)
         if not np.isfinite(image.array).all():
             raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
         source = str(case.label)
