@@ -184,9 +184,8 @@ def test_empty_full_and_one_voxel_masks_have_finite_scores():
     for truth, prediction in itertools.product(masks, repeat=2):
         scores = score(prediction, truth, spacing)
         assert all(math.isfinite(value) for value in scores.values())
-        assert (
-            (scores["dsc"] == 1) == (scores["bahd_mm"] == 0) == np.array_equal(*(truth, prediction))
-        )
+        same = np.array_equal(truth, prediction)
+        assert (scores["dsc"] == 1, scores["bahd_mm"] == 0) == (same, same)
     assert score(masks[3], one, spacing)["bahd_mm"] == 2.0
     assert score(one, one, spacing)["truth_voxels"] == 1
 

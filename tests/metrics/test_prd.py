@@ -120,7 +120,9 @@ def test_one_row_few_rows_and_rows_that_are_not_finite():
                 prd_curve(*pair)
     with pytest.raises(ValueError, match="at least"):
         prd_curve(rows[:1], rows)
-    found = prd_curve(rows[:3], rows)
+    with pytest.raises(ValueError, match="clusters: expected 1 to 6, found 10"):
+        prd_curve(rows[:3], rows)
+    found = prd_curve(rows[:3], rows, clusters=2)
     assert found.size == 3
     assert min(found.f8, found.f1_8) >= 0
     assert max(found.f8, found.f1_8) <= 1
