@@ -85,7 +85,7 @@ def affines(draw: st.DrawFn) -> np.ndarray:
 @st.composite
 def volumes(draw: st.DrawFn, label: bool) -> bytes:
     """A NIfTI file as bytes, its header written field by field."""
-    shape = [draw(st.integers(1, 5)) for _ in range(draw(st.sampled_from([3, 3, 3, 3, 2, 4])))]
+    shape = [draw(st.integers(1, 5)) for _ in range(draw(st.sampled_from([*[3] * 16, 2, 4])))]
     shape += draw(st.sampled_from([[], [], [], [1]]))
     dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     two = draw(st.booleans())
@@ -98,7 +98,7 @@ def volumes(draw: st.DrawFn, label: bool) -> bytes:
     affine = draw(affines())
     with np.errstate(all="ignore"):
         header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
-        header["sform_code"] = draw(st.sampled_from([1, 1, 1, 0, 2, 5, 6, -1]))
+        header["sform_code"] = draw(st.sampled_from([*[1] * 14, 0, 0, 2, 5, 6, -1]))
         for row in range(3):
             header[f"srow_{'xyz'[row]}"] = affine[row]
         if draw(st.booleans()) and np.isfinite(affine).all():
@@ -106,7 +106,7 @@ def volumes(draw: st.DrawFn, label: bool) -> bytes:
             other = affine if draw(st.booleans()) else np.diag([1.0, 2.0, 3.0, 1.0])
             header.set_qform(other, 1, strip_shears=True)
     header["scl_slope"] = draw(st.sampled_from([1.0, 1.0, 0.0, np.nan, 0.5, -2.0, 1e-3, np.inf]))
-    header["scl_inter"] = draw(st.sampled_from([0.0, 0.0, 0.0, 10.0, -0.25, np.nan]))
+    header["scl_inter"] = draw(st.sampled_from([*[0.0] * 9, 10.0, -0.25, np.nan]))
     header["xyzt_units"] = draw(st.sampled_from([0, 2, 2, 3, 7]))
     count = int(np.prod(shape))
     rng = np.random.default_rng(draw(st.integers(0, 9999)))
