@@ -15,14 +15,20 @@ from typing import Any
 def check(dataset: str, label_group: str | None = None, quick: bool = False) -> None:
     """List every fault of a dataset folder; exit code 1 if there is an error.
 
+    Of a bundle, or of a configuration file, it lists what would be run beyond what ours need.
+
     Args:
-        dataset: the folder with the dataset.json.
+        dataset: the folder with the dataset.json; or a bundle's folder, or a configuration.
         label_group: also check that this merge of labels exists.
         quick: read headers only, not the voxels.
     """
     from medpair.data.check import check_dataset, format_report
+    from medpair.engines.config_code import foreign_code, is_bundle
 
-    faults = check_dataset(str(dataset), label_group, quick=quick, progress=sys.stderr.isatty())
+    if is_bundle(str(dataset)):
+        faults = foreign_code(str(dataset))
+    else:
+        faults = check_dataset(str(dataset), label_group, quick=quick, progress=sys.stderr.isatty())
     print(format_report(str(dataset), faults))
     if any(fault.level == "error" for fault in faults):
         sys.exit(1)

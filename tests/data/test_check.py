@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import struct
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -20,17 +19,30 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.damage import (
+    DATATYPE,
+    DIM,
+    MAGIC,
+    PIXDIM,
+    QFORM_CODE,
+    QUATERN,
+    SFORM_CODE,
+    SLOPE,
+    SROW,
+    UNITS,
+    VOX_OFFSET,
+    edit_bytes,
+    edit_json,
+    edit_voxels,
+)
 
-from medpair.data import check_volume
+from medpair.data import nifti_stream
 from medpair.data.check import Fault, check_dataset, format_report, require_valid
 from medpair.data.check_volume import examine
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_volume
 
 SIZE = (10, 8, 6)
-# where fields lie in a NIfTI-1 header
-DIM, DATATYPE, PIXDIM, VOX_OFFSET, SLOPE, UNITS = 40, 70, 76, 108, 112, 123
-QFORM_CODE, SFORM_CODE, QUATERN, SROW, MAGIC = 252, 254, 256, 280, 344
 
 
 @pytest.fixture
@@ -48,28 +60,6 @@ def label(folder: Path, index: int = 0) -> Path:
 
 def roi(folder: Path, index: int = 0) -> Path:
     return folder / f"rois{'Tr' if index < 3 else 'Vl'}/case_{index:03d}.nii.gz"
-
-
-def edit_bytes(path: Path, offset: int, form: str, *values: Any) -> None:
-    """Overwrite bytes of the decompressed file."""
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    struct.pack_into("<" + form, content, offset, *values)
-    path.write_bytes(gzip.compress(bytes(content), mtime=0))
-
-
-def edit_voxels(path: Path, edit: Callable[[np.ndarray], Any], dtype: Any = None) -> None:
-    """Change voxels in place, or return others; the geometry stays."""
-    old = nib.load(path)
-    array = np.array(old.dataobj).astype(dtype or old.get_data_dtype())
-    edited = edit(array)
-    array = array if edited is None else edited
-    nib.save(nib.Nifti1Image(array, old.affine, dtype=array.dtype), path)
-
-
-def edit_json(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    content = json.loads((folder / "dataset.json").read_text())
-    edit(content)
-    (folder / "dataset.json").write_text(json.dumps(content))
 
 
 def only(faults: list[Fault], path: Path, key: str, level: str = "error") -> Fault:
@@ -154,6 +144,7 @@ def test_bare_paths_and_missing_labels_are_valid_in_test(folder: Path) -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize("quick", [True, False])
 def test_missing_file(folder: Path, quick: bool) -> None:
     label(folder, 1).unlink()
@@ -161,6 +152,7 @@ def test_missing_file(folder: Path, quick: bool) -> None:
     assert (fault.expected, fault.found) == ("a NIfTI volume", "nothing there")
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize("quick", [True, False])
 def test_empty_file(folder: Path, quick: bool) -> None:
     image(folder, 3).write_bytes(b"")
@@ -168,6 +160,7 @@ def test_empty_file(folder: Path, quick: bool) -> None:
     assert (fault.expected, fault.found) == ("a NIfTI volume", "an empty file (0 bytes)")
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("quick", [True, False])
 @pytest.mark.parametrize("part", [0.05, 0.3, 0.9, 0.999])
 def test_truncated_file(folder: Path, part: float, quick: bool) -> None:
@@ -178,6 +171,7 @@ def test_truncated_file(folder: Path, part: float, quick: bool) -> None:
     assert fault.found == f"a truncated one ({int(part * len(whole))} bytes, no end marker)"
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("quick", [True, False])
 def test_truncated_before_compression(folder: Path, quick: bool) -> None:
     content = gzip.decompress(image(folder).read_bytes())
@@ -187,6 +181,7 @@ def test_truncated_before_compression(folder: Path, quick: bool) -> None:
     assert fault.found == f"{352 + 480 * 2 - 100}: truncated"
 
 
+@pytest.mark.fault(3)
 def test_every_flipped_bit_is_found(tiny_dataset: Callable[..., Path], tmp_path: Path) -> None:
     folder = tiny_dataset(tmp_path / "d", 1, (6, 4, 3), 1, validation=0)
     whole = image(folder).read_bytes()
@@ -208,6 +203,7 @@ def test_every_flipped_bit_is_found(tiny_dataset: Callable[..., Path], tmp_path:
     assert loads > 0  # what a reader lets through, the check finds
 
 
+@pytest.mark.fault(3)
 def test_flipped_checksum(folder: Path) -> None:
     content = bytearray(image(folder).read_bytes())
     content[-8] ^= 1
@@ -244,6 +240,7 @@ def test_no_gzip_stream(folder: Path) -> None:
     assert "Not a gzipped file" in fault.found
 
 
+@pytest.mark.fault(22)
 def test_folder_of_slices_and_foreign_formats(folder: Path) -> None:
     (folder / "series").mkdir()
     (folder / "volume.nrrd").write_bytes(b"NRRD0004")
@@ -260,6 +257,7 @@ def test_folder_of_slices_and_foreign_formats(folder: Path) -> None:
 # --- headers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(7)
 def test_shape_differs(folder: Path) -> None:
     edit_voxels(label(folder, 2), lambda a: a[:-1])
     for quick in (True, False):
@@ -268,6 +266,7 @@ def test_shape_differs(folder: Path) -> None:
         assert fault.found == "(9, 8, 6)"
 
 
+@pytest.mark.fault(5, 6)
 @pytest.mark.parametrize("path", [label, roi])
 def test_affine_shifted_by_a_millimetre(folder: Path, path: Callable[[Path], Path]) -> None:
     old = nib.load(path(folder))
@@ -294,6 +293,7 @@ def test_affine_tolerance_is_a_thousandth_of_the_spacing(
     assert [fault.key for fault in check_dataset(folder)] == (["affine"] if differs else [])
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_pixdim_that_is_no_voxel_size(folder: Path, value: float) -> None:
     edit_bytes(image(folder), PIXDIM + 8, "f", value)
@@ -354,6 +354,7 @@ def test_other_units_are_a_warning(folder: Path) -> None:
     assert (fault.expected, fault.found) == ("millimetres", "micrometres")
 
 
+@pytest.mark.fault(14)
 def test_four_dimensions(folder: Path) -> None:
     edit_voxels(image(folder), lambda a: np.stack([a, a], axis=-1))
     for quick in (True, False):
@@ -426,6 +427,7 @@ def test_a_bomb_is_read_in_bounded_memory(folder: Path) -> None:
 # --- voxels -----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(12)
 def test_nan_and_infinity(folder: Path) -> None:
     def damage(array: np.ndarray) -> None:
         array[0, 0, :3] = np.nan
@@ -443,9 +445,10 @@ def test_nothing_but_nan(folder: Path) -> None:
     assert only(check_dataset(folder), image(folder), "voxels").found.startswith("480 NaN")
 
 
+@pytest.mark.fault(13)
 def test_constant_image(folder: Path) -> None:
     edit_voxels(image(folder), lambda a: a.fill(3))
-    fault = only(check_dataset(folder), image(folder), "voxels")
+    fault = only(check_dataset(folder), image(folder), "voxels", "warning")
     assert (fault.expected, fault.found) == ("an image that varies", "3 in every finite voxel")
 
 
@@ -456,6 +459,7 @@ def test_values_that_overflow(folder: Path) -> None:
     assert fault.found.endswith("e+302")
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, np.float32])
 def test_label_value_outside_the_labels(folder: Path, dtype: Any) -> None:
     edit_voxels(label(folder, 1), lambda a: a.__setitem__((0, 0, slice(0, 4)), 255), dtype)
@@ -477,6 +481,7 @@ def test_label_value_that_would_overflow(folder: Path, dtype: Any, value: float)
     assert fault.found.startswith(f"[{int(value)}] in 480 voxels")
 
 
+@pytest.mark.fault(9)
 def test_fractions_in_a_label(folder: Path) -> None:
     edit_voxels(label(folder), lambda a: a.__setitem__((0, 0, slice(0, 3)), 0.5), np.float32)
     fault = only(check_dataset(folder), label(folder), "values")
@@ -484,6 +489,7 @@ def test_fractions_in_a_label(folder: Path) -> None:
     assert fault.found == "3 voxels with fractions, such as [0.5]"
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize(("deviation", "level"), [(5e-4, "warning"), (2e-3, "error")])
 def test_label_nearly_whole(folder: Path, deviation: float, level: str) -> None:
     edit_voxels(label(folder), lambda a: np.where(a == 1, 1 - deviation, a), np.float64)
@@ -540,12 +546,14 @@ def test_empty_mask_is_a_warning(folder: Path) -> None:
     assert only(check_dataset(folder), roi(folder), "values", "warning").found == "0 everywhere"
 
 
+@pytest.mark.fault(11)
 def test_background_only_label_is_a_warning(folder: Path) -> None:
     edit_voxels(label(folder, 1), lambda a: a * 0)
     fault = only(check_dataset(folder), label(folder, 1), "values", "warning")
     assert (fault.expected, fault.found) == ("a foreground", "background only")
 
 
+@pytest.mark.fault(10)
 def test_class_in_no_case_is_a_warning(folder: Path) -> None:
     edit_json(folder, lambda c: c["labels"].update(ghost=9, spectre=3))
     fault = only(check_dataset(folder), folder / "dataset.json", "labels", "warning")
@@ -572,6 +580,7 @@ def test_labels_outside_the_chosen_group_are_background(folder: Path) -> None:
 # --- duplicates -------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(19)
 def test_same_volume_in_two_splits_under_different_names(folder: Path) -> None:
     shutil.copy(image(folder, 1), image(folder, 3))
     assert check_dataset(folder, quick=True) == []
@@ -592,6 +601,7 @@ def test_same_volume_twice_in_one_split(folder: Path) -> None:
     assert only(check_dataset(folder), image(folder, 1), "voxels").expected == "a volume of its own"
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("quick", [True, False])
 def test_same_file_in_two_splits(folder: Path, quick: bool) -> None:
     edit_json(folder, lambda c: c["validation"].append(c["training"][1]))
@@ -638,6 +648,7 @@ def test_file_listed_twice_in_a_split_and_as_its_own_label(folder: Path) -> None
     ]
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("quick", [True, False])
 def test_same_name_in_one_split(folder: Path, quick: bool) -> None:
     for site, index in (("north", 0), ("south", 1)):
@@ -653,6 +664,7 @@ def test_same_name_in_one_split(folder: Path, quick: bool) -> None:
     assert fault.found == "the name 't1' of training[0].image"
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("quick", [True, False])
 def test_same_name_in_two_splits(folder: Path, quick: bool) -> None:
     for path in (image(folder, 3), label(folder, 3), roi(folder, 3)):
@@ -709,6 +721,7 @@ def test_no_folder_and_no_json(tmp_path: Path) -> None:
     assert (fault.expected, fault.found) == ("a JSON file", "nothing there")
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     ("text", "expected", "found"),
     [
@@ -735,6 +748,7 @@ def test_deep_json_is_shown_shortened(folder: Path) -> None:
     assert fault.found == "[[[[...]]]]"
 
 
+@pytest.mark.fault(24)
 def test_key_given_twice(folder: Path) -> None:
     text = (folder / "dataset.json").read_text()
     text = text.replace('"class_1": 1', '"class_1": 1, "class_2": 1')
@@ -810,6 +824,7 @@ def test_label_groups(folder: Path) -> None:
     assert len(found) == 7
 
 
+@pytest.mark.fault(21)
 def test_image_without_label(folder: Path) -> None:
     edit_json(folder, lambda c: c["validation"][0].pop("label"))
     fault = only(check_dataset(folder), folder / "dataset.json", "validation[0].label")
@@ -823,6 +838,7 @@ def test_entry_without_image(folder: Path, case: Any) -> None:
     assert (fault.expected, fault.found) == ('{"image": path, "label": path}', repr(case))
 
 
+@pytest.mark.fault(19)
 def test_empty_dataset_and_empty_splits(folder: Path) -> None:
     edit_json(folder, lambda c: c.update(validation=[]))
     assert check_dataset(folder) == []
@@ -869,6 +885,7 @@ def break_many(folder: Path) -> set[tuple[str, str]]:
     }
 
 
+@pytest.mark.fault(1, 8, 9, 12, 15)
 def test_all_faults_are_listed_at_once(folder: Path) -> None:
     expected = break_many(folder)
     faults = check_dataset(folder, "nowhere")
@@ -951,7 +968,7 @@ def test_each_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     opened: list[Path] = []
     real = gzip.open
     monkeypatch.setattr(
-        check_volume.gzip, "open", lambda path, mode: opened.append(path) or real(path, mode)
+        nifti_stream.gzip, "open", lambda path, mode: opened.append(path) or real(path, mode)
     )
     assert check_dataset(folder) == []
     assert sorted(opened) == sorted(folder.glob("*/*.nii.gz"))

@@ -49,6 +49,7 @@ def test_unit_range_is_inverted() -> None:
     assert to_unit(np.array([0.0, 99.0]), 10, 50).tolist() == [-1, 1]
 
 
+@pytest.mark.fault(13)
 def test_a_constant_image_maps_to_the_dark_end() -> None:
     image = np.full((4, 4, 4), 3.0)
     assert robust_range(image) == (3.0, 4.0)
@@ -79,6 +80,7 @@ def test_missing_card_is_named(tmp_path: Path) -> None:
         read_card(tmp_path / "model.pt")
 
 
+@pytest.mark.fault(12)
 def test_nan_is_refused_with_the_file(tmp_path: Path) -> None:
     folder = tiny_dataset(tmp_path / "set")
     path = folder / "imagesTr" / "case_002_0000.nii.gz"

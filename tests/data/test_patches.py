@@ -43,6 +43,7 @@ def test_the_grid_covers_the_axis(size: int, patch: int) -> None:
     assert covered.all()
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("size", [(5, 6, 7), (16, 16, 16), (3, 16, 9)])
 def test_cropping_undoes_padding(size: tuple[int, int, int]) -> None:
     array = np.arange(np.prod(size)).reshape(size)

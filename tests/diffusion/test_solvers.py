@@ -74,6 +74,7 @@ def deviation(diffusion: Diffusion, solver: Solver, steps: int) -> float:
     return float(x.norm())
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize(
     ("objective", "schedule", "solver", "steps"),
     [
@@ -220,6 +221,16 @@ def test_full_grid_of_ancestral_is_ho_et_als_algorithm() -> None:
     torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpm_solver_pp"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_fifty_steps_of_a_thousand_are_no_noise(schedule: Any, solver: Solver) -> None:
+    """Strided schedulers that step to other times than they evaluate at end in noise here."""
+    diffusion = Diffusion("epsilon", schedule, timesteps=1000)
+    assert 0.75 * SD < deviation(diffusion, solver, 50) < 1.05 * SD
+
+
+@pytest.mark.fault(39)
 def test_respaced_ancestral_keeps_the_deviation_of_a_narrow_gaussian() -> None:
     """Few steps give too little spread, never too much, and approach it from below."""
     diffusion = Diffusion("epsilon", "cosine")

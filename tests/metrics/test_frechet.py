@@ -29,6 +29,7 @@ def test_gaussians_with_diagonal_covariance(count, other):
     assert frechet_distance(first, second) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.fault(42)
 def test_fewer_samples_than_features():
     """Covariances of rank 1 along u and v: the trace of the root is |u . v|."""
     u, v = np.array([3.0, 0, 4, 0, 0, 0]), np.array([1.0, 2, 0, 0, 0, 2])
@@ -96,6 +97,7 @@ def test_kernel_distance_grows_with_a_shift():
     assert 0 < values[0] < values[1] < values[2]
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize("measure", [frechet_distance, kernel_distance])
 def test_refusals(measure):
     good = np.zeros((3, 2))

@@ -82,6 +82,7 @@ def test_modes_dropped_and_invented():
     assert (disjoint.f8, disjoint.f1_8) == (0, 0)
 
 
+@pytest.mark.fault(42)
 def test_equal_sizes_are_drawn_and_told():
     rng = np.random.default_rng(0)
     few = four_modes(rng, [0, 1], 20)
@@ -110,6 +111,24 @@ def test_same_sample_order_and_seed():
     assert min(same.f8, same.f1_8) > 1 - 1e-9
 
 
+@pytest.mark.fault(42)
+def test_one_row_few_rows_and_rows_that_are_not_finite():
+    rows = np.random.default_rng(0).normal(size=(30, 4))
+    for bad in (np.full((30, 4), np.nan), np.where(np.eye(30, 4) > 0, np.inf, rows)):
+        for pair in ((rows, bad), (bad, rows)):
+            with pytest.raises(ValueError, match="expected finite numbers, found"):
+                prd_curve(*pair)
+    with pytest.raises(ValueError, match="at least"):
+        prd_curve(rows[:1], rows)
+    with pytest.raises(ValueError, match="clusters: expected 1 to 6, found 10"):
+        prd_curve(rows[:3], rows)
+    found = prd_curve(rows[:3], rows, clusters=2)
+    assert found.size == 3
+    assert min(found.f8, found.f1_8) >= 0
+    assert max(found.f8, found.f1_8) <= 1
+
+
+@pytest.mark.fault(42)
 def test_refusals():
     rows = np.zeros((5, 2))
     with pytest.raises(ValueError, match="clusters: expected 1 to 10, found 11"):

@@ -232,7 +232,7 @@ def test_labels_are_those_of_the_bundle(tmp_path):
 def test_segmenter_refuses_weights_of_another_card(tmp_path):
     checkpoint = saved_segmenter(tmp_path)
     save_torch(checkpoint, {"weight": torch.zeros(1)})
-    with pytest.raises(DataError, match=r"model\.pt: expected the weights of the segmenter"):
+    with pytest.raises(DataError, match=r"model\.json: segmenter: expected the network whose"):
         SegmenterBottleneck(checkpoint)
 
 

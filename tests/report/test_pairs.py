@@ -90,7 +90,7 @@ def test_refusals_name_the_file(tmp_path):
         open_pairs(folder, "train")
     with pytest.raises(DataError, match=r"dataset\.json: test: expected cases, found none"):
         open_pairs(folder, "test")
-    affine = np.eye(4)
+    affine = read_volume(folder / "labelsTr/case_000.nii.gz").affine
     write_volume(folder / "labelsTr/case_000.nii.gz", Volume(np.zeros((4, 5, 6), np.uint8), affine))
     image = np.full((16, 14, 12), np.nan, np.float32)
     write_volume(folder / "imagesTr/case_001_0000.nii.gz", Volume(image, affine))

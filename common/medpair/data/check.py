@@ -14,18 +14,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from medpair.data.check_header import Header, matrix
+from medpair.data.check_header import AFFINE_TOLERANCE, Header, matrix
 from medpair.data.check_json import ROLES, ListedCase, Listing, read_listing
-from medpair.data.check_volume import MAX_DISTINCT, WHOLE_TOLERANCE, Contents, Examined, examine
+from medpair.data.check_spacing import ras_spacing, spacing_faults
+from medpair.data.check_volume import MAX_DISTINCT, Contents, Examined, examine
 from medpair.data.dataset import SPLITS, as_folders
 from medpair.data.faults import Fault, errors_of, format_report
 from medpair.data.files import DataError
-from medpair.data.labels import LabelMap, short_list
+from medpair.data.labels import WHOLE_TOLERANCE, LabelMap, short_list
 
 __all__ = ["Fault", "check_dataset", "format_report", "require_valid"]
 
-# Two affines are the same if no entry differs by more than this part of the smallest spacing.
-AFFINE_TOLERANCE = 1e-3
 # Networks compute in float32; what is larger becomes infinite when read.
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -62,6 +61,7 @@ def check_dataset(
     for case in tqdm(cases, desc=f"check {folder}", disable=not progress):
         survey.add(case, full=not quick)
     faults = [*listing.faults, *_duplicates(listing), *survey.faults]
+    faults += spacing_faults(listing.json_path, survey.spacings)
     if not quick:
         faults += _absent(listing, cases, survey)
     return faults
@@ -105,6 +105,7 @@ class _Survey:
     examined: dict[tuple[Path, bool], Examined] = field(default_factory=dict)
     checked: set[tuple[Path, str]] = field(default_factory=set)
     images: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    spacings: dict[Path, np.ndarray] = field(default_factory=dict)
 
     def add(self, case: ListedCase, full: bool) -> None:
         """Examine the files of a case, compare their grids and, when ``full``, their voxels."""
@@ -120,6 +121,8 @@ class _Survey:
             result = self.examined[key]
             if result.header is not None:
                 headers[role] = result.header
+                if role == "image" and result.header.affine is not None:
+                    self.spacings[path] = ras_spacing(result.header.affine)
             if full and result.contents is not None and (key[0], role) not in self.checked:
                 self.checked.add((key[0], role))
                 self._check_contents(case, role, result.contents, path)
@@ -174,10 +177,9 @@ def _image_faults(path: Path, contents: Contents) -> list[Fault]:
     """Check the intensities of an image."""
     file, low, high = str(path), contents.low, contents.high
     faults = _finite_faults(path, contents)
-    if low == high:
-        faults.append(
-            Fault(file, "voxels", "an image that varies", f"{low:g} in every finite voxel")
-        )
+    if low == high:  # training takes it, as the darkest intensity: see robust_range
+        found = f"{low:g} in every finite voxel"
+        faults.append(Fault(file, "voxels", "an image that varies", found, "warning"))
     if low < -LARGEST or high > LARGEST:
         found = f"{low:g} to {high:g}"
         faults.append(Fault(file, "voxels", "values that float32 can hold", found))

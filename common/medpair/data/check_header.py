@@ -16,6 +16,10 @@ from medpair.data.faults import numbers
 
 # A header that announces more is taken for damaged; 1024^3 float32 voxels are 4 GiB.
 MAX_VOXEL_BYTES = 4 * 2**30
+# Small types become float32 when read.
+MAX_VOXELS = 2**30
+# Two affines are the same if no entry differs by more than this part of the smallest spacing.
+AFFINE_TOLERANCE = 1e-3
 # pixdim repeats the affine's voxel sizes; headers carry rounding.
 PIXDIM_TOLERANCE = 0.01
 # The header sizes that begin a NIfTI-1 and a NIfTI-2 file, in both byte orders.
@@ -97,6 +101,9 @@ def read_header(stream: IO[bytes], add: AddFault) -> tuple[Header, int]:
         expected = f"at most {MAX_VOXEL_BYTES / 2**30:g} GiB of voxels"
         found = f"{header.shape} of {header.dtype}, {header.voxel_bytes / 2**30:.1f} GiB"
         raise RefusedError("dim", expected, found)
+    if math.prod(header.shape) > MAX_VOXELS:
+        found = f"{header.shape}, {math.prod(header.shape)}"
+        raise RefusedError("dim", f"at most {MAX_VOXELS} voxels", found)
     return header, size
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import reprlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,14 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medpair.data.dataset import SPLITS, case_name
+from medpair.data.dataset import SPLITS, case_name, leaves
 from medpair.data.faults import Fault, Level
-from medpair.data.files import VOLUME_ENDINGS
 from medpair.data.labels import LabelMap, is_whole, short_list
+from medpair.data.nifti_stream import VOLUME_ENDINGS
 
 ROLES = ("image", "label", "roi")
 # A list of a million cases fits; what is larger is not a dataset.json.
 MAX_JSON_BYTES = 2**28
+# File systems take 255; what is made of a case has its name and more.
+MAX_NAME_BYTES = 200
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring = 3, 8, 8, 120
 
@@ -241,18 +242,14 @@ def _paths(listing: Listing, where: str, entry: dict[str, Any]) -> Iterator[tupl
         if not isinstance(value, str) or not value:
             listing.add(f"{where}.{role}", expected, _shown(value))
             continue
-        try:
-            root = listing.root.resolve()
-            target = (root / value).resolve()
-        except (OSError, ValueError, RuntimeError) as error:  # zero bytes, loops of links, ...
-            listing.add(f"{where}.{role}", expected, f"{value!r} ({error})")
-            continue
-        if Path(value).is_absolute():
-            listing.add(f"{where}.{role}", expected, f"the absolute path {value!r}")
-        elif ".." in Path(os.path.normpath(value)).parts:
-            listing.add(f"{where}.{role}", expected, f"{value!r}, which leaves it")
-        elif not target.is_relative_to(root):
-            listing.add(f"{where}.{role}", expected, f"{value!r}, a link to {target}")
+        outside = leaves(listing.root, value)
+        if outside is not None:
+            listing.add(f"{where}.{role}", expected, outside)
+        elif case_name(Path(value))[:1] in ("", "."):  # hidden, and so would be what is made of it
+            listing.add(f"{where}.{role}", "a file with a name before its ending", repr(value))
+        elif len(Path(value).name.encode(errors="surrogatepass")) > MAX_NAME_BYTES:
+            expected = f"a file name of at most {MAX_NAME_BYTES} bytes"
+            listing.add(f"{where}.{role}", expected, _shown(value))
         else:
             yield role, listing.root / value
 

@@ -6,30 +6,27 @@ as wrong voxels. Here the file is read to its end, in pieces.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import math
-import os
-import stat
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO
 
 import numpy as np
 
-from medpair.data.check_header import MAX_VOXEL_BYTES, Header, RefusedError, read_header
+from medpair.data.check_header import Header, RefusedError, read_header
 from medpair.data.faults import Fault, Level
-from medpair.data.files import VOLUME_ENDINGS
+from medpair.data.labels import WHOLE_TOLERANCE
+from medpair.data.nifti_stream import (
+    MAX_EXTRA_BYTES,
+    after_voxels,
+    check_file,
+    drain,
+    length_agrees,
+    open_volume,
+    voxel_pieces,
+)
 
-# Read in pieces of this size: a multiple of every voxel size, and memory stays within a few.
-PIECE_BYTES = 2**22
-# How much of what follows the voxels is read: it is a fault anyhow, and may be a bomb.
-MAX_EXTRA_BYTES = 16 * PIECE_BYTES
-# Whole numbers stored as floats carry rounding; further off is a fraction.
-WHOLE_TOLERANCE = 1e-3
 # A label map with more distinct values than this is no label map: stop collecting them.
 MAX_DISTINCT = 10_000
 
@@ -148,72 +145,23 @@ def examine(path: Path, where: str, classes: bool, full: bool) -> Examined:
     """
     result = Examined(path)
     try:
-        _check_file(path, where)
-        with _open(path) as stream:
+        check_file(path, where)
+        with open_volume(path) as stream:
             try:
                 result.header, size = read_header(stream, result.add)
             except RefusedError as refusal:
                 result.add(*refusal.args)
                 if full:
                     # damage may be why the header makes no sense: then the checksum says so
-                    _drain(stream, MAX_VOXEL_BYTES)
+                    drain(stream, MAX_EXTRA_BYTES)
             else:
-                if full or not _length_agrees(path, result.header):
+                if full or not length_agrees(path, result.header):
                     result.contents = _read_voxels(stream, size, result, classes)
     except RefusedError as refusal:
         result.add(*refusal.args)
     except OSError as error:
         result.add(where, "a readable file", f"{error.strerror or error}")
     return result
-
-
-def _check_file(path: Path, where: str) -> None:
-    """Refuse what is not a regular, non-empty file with a NIfTI ending."""
-    expected = "a NIfTI volume"
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise RefusedError(where, expected, "nothing there") from None
-    if stat.S_ISDIR(status.st_mode):
-        # a DICOM series is a folder of slices
-        raise RefusedError(
-            where, expected, "a folder (of DICOM slices? convert them to one NIfTI file)"
-        )
-    if not stat.S_ISREG(status.st_mode):
-        raise RefusedError(where, expected, "something that is no regular file")
-    if not path.name.endswith(VOLUME_ENDINGS):
-        raise RefusedError(where, f"a name that ends in {' or '.join(VOLUME_ENDINGS)}", path.name)
-    if status.st_size == 0:
-        raise RefusedError(where, expected, "an empty file (0 bytes)")
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """Open a volume, decompressing where its name says so; damage is raised as ``RefusedError``."""
-    size = path.stat().st_size
-    opener: Any = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opener(path, "rb") as stream:
-            yield cast("IO[bytes]", stream)
-    except EOFError:
-        found = f"a truncated one ({size} bytes, no end marker)"
-        raise RefusedError("gzip", "a complete gzip stream", found) from None
-    except gzip.BadGzipFile as error:
-        checksum = "CRC" in str(error) or "length" in str(error)
-        expected = "a matching checksum" if checksum else "a valid gzip stream"
-        raise RefusedError("gzip", expected, f"damage: {error}") from None
-    except zlib.error as error:
-        raise RefusedError("gzip", "a valid gzip stream", f"damage: {error}") from None
-
-
-def _length_agrees(path: Path, header: Header) -> bool:
-    """Return whether the file is as long as its header announces, without reading it."""
-    if not path.name.endswith(".gz"):
-        return path.stat().st_size == header.end
-    with open(path, "rb") as stream:
-        stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
-        # RFC 1952: the length of the (last) member modulo 2^32
-        return int.from_bytes(stream.read(4), "little") == header.end % 2**32
 
 
 def _read_voxels(stream: IO[bytes], position: int, result: Examined, classes: bool) -> Contents:
@@ -223,35 +171,10 @@ def _read_voxels(stream: IO[bytes], position: int, result: Examined, classes: bo
     contents = Contents()
     add = contents.add_classes if classes else contents.add_image
     digest = hashlib.blake2b(f"{header.shape} {header.dtype.str}".encode(), digest_size=16)
-    while position < header.end:
-        edge = header.offset if position < header.offset else header.end
-        wanted = min(PIECE_BYTES, edge - position)
-        piece = stream.read(wanted)
-        position += len(piece)
-        if len(piece) < wanted:
-            expected = f"{header.end} bytes ({header.shape} of {header.dtype})"
-            raise RefusedError("voxels", expected, f"{position}: truncated")
-        if position > header.offset:
-            digest.update(piece)
-            add(np.frombuffer(piece, dtype=header.dtype), header)
+    for piece in voxel_pieces(stream, position, header):
+        digest.update(piece)
+        add(np.frombuffer(piece, dtype=header.dtype), header)
     contents.digest = digest.digest()
-    try:
-        extra = _drain(stream, MAX_EXTRA_BYTES)
-    except gzip.BadGzipFile as error:
-        # gzip verifies the checksum before it looks for another stream behind this one
-        if "Not a gzipped file" not in str(error):
-            raise
-        result.add("gzip", "the end of the file behind the gzip stream", "trailing bytes")
-    else:
-        if extra:
-            found = f"{extra} bytes more" + (" at least" if extra >= MAX_EXTRA_BYTES else "")
-            result.add("voxels", f"the end of the file after {header.end} bytes", found)
+    for fault in after_voxels(stream, header):
+        result.add(*fault)
     return contents
-
-
-def _drain(stream: IO[bytes], limit: int) -> int:
-    """Read to the end, at most about ``limit`` bytes; return how many there were."""
-    total = 0
-    while total < limit and (piece := stream.read(PIECE_BYTES)):
-        total += len(piece)
-    return total

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
+from medpair.data.check_header import AFFINE_TOLERANCE, MAX_VOXELS, matrix
 from medpair.data.dataset import Case, load_dataset
-from medpair.data.files import DataError, Volume, read_json, read_volume
-from medpair.data.labels import LabelMap
+from medpair.data.faults import numbers
+from medpair.data.files import DataError, Volume, read_volume
+from medpair.data.labels import LabelMap, whole_values
+
+logger = logging.getLogger(__name__)
 
 # The robust range of a volume: a few hot voxels or a wide empty margin must not set the scale.
 ROBUST_PERCENTILES = (0.5, 99.5)
@@ -83,7 +90,11 @@ class LabelledVolume:
 
 
 def robust_range(image: np.ndarray) -> tuple[float, float]:
-    """Return the 0.5th and 99.5th percentile; of a constant image, its value and the next float."""
+    """Return the 0.5th and 99.5th percentile: what becomes -1 and 1.
+
+    Where these are equal, minimum and maximum take their place; of an image with one intensity,
+    that intensity and one more, so that it becomes -1 everywhere: the darkest, as padding is.
+    """
     low, high = (float(value) for value in np.percentile(image, ROBUST_PERCENTILES))
     if high <= low:
         low, high = float(image.min()), float(image.max())
@@ -101,6 +112,23 @@ def from_unit(image: np.ndarray, low: float, high: float) -> np.ndarray:
     return (image + 1.0) * (0.5 * (high - low)) + low
 
 
+def resampled_size(
+    size: Sequence[int], old: Sequence[float], new: Sequence[float], source: str = "spacing"
+) -> list[int]:
+    """Return the size of a volume that is brought from one spacing to another.
+
+    Raises:
+        DataError: if it would have more voxels than a volume may have; names ``source``.
+    """
+    result = [max(1, round(n * a / b)) for n, a, b in zip(size, old, new, strict=True)]
+    if math.prod(result) > MAX_VOXELS:
+        raise DataError(
+            f"{source}: expected at most {MAX_VOXELS} voxels at {numbers(new)} mm, found "
+            f"{tuple(result)} made of {tuple(size)} at {numbers(old)} mm"
+        )
+    return result
+
+
 def resample(
     array: np.ndarray, old: Sequence[float], new: Sequence[float], order: int
 ) -> np.ndarray:
@@ -109,7 +137,7 @@ def resample(
 
     if np.allclose(old, new, rtol=SPACING_TOLERANCE):
         return array
-    size = [max(1, round(n * a / b)) for n, a, b in zip(array.shape, old, new, strict=True)]
+    size = resampled_size(array.shape, old, new)
     factors = [s / n for s, n in zip(size, array.shape, strict=True)]
     return zoom(array, factors, order=order, mode="nearest", grid_mode=True)
 
@@ -138,7 +166,8 @@ def read_cohort(
     raw = [_read_pair(case, labels) for case in cases]
     median = np.median([image.spacing for image, _ in raw], axis=0)
     grid = [float(value) for value in (median if spacing is None else spacing)]
-    channel = str(next(iter(folder.content.get("channel_names", {}).values()), "image"))
+    channels = folder.content.get("channel_names")
+    channel = str(next(iter(channels.values()), "image")) if isinstance(channels, dict) else "image"
     arrays = [resample(image.array, image.spacing, grid, order=1) for image, _ in raw]
     classes = [resample(label, image.spacing, grid, order=0) for image, label in raw]
     ranges = [robust_range(array) for array in arrays]
@@ -172,26 +201,63 @@ def _read_pair(case: Case, labels: LabelMap) -> tuple[Volume, np.ndarray]:
     image = read_volume(case.image)
     if not np.isfinite(image.array).all():
         raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
-    label = read_volume(case.label)
+    if image.array.min() == image.array.max():
+        logger.warning("%s: one intensity everywhere: it becomes the darkest", case.image)
+    label = read_volume(case.label, None)
+    require_same_grid(case.label, label, image)
+    source = str(case.label)
+    return image, labels.encode(whole_values(label.array, source), source)
+
+
+def require_same_grid(path: Path, label: Volume, image: Volume) -> None:
+    """Refuse a label map on another grid than its image's.
+
+    Raises:
+        DataError: names the label map's file, and both shapes or affines.
+    """
     if label.array.shape != image.array.shape:
         raise DataError(
-            f"{case.label}: expected the image's shape {image.array.shape}, "
-            f"found {label.array.shape}"
+            f"{path}: expected the image's shape {image.array.shape}, found {label.array.shape}"
         )
-    values = np.rint(label.array)
-    if np.abs(values - label.array).max() > 1e-3:
-        raise DataError(f"{case.label}: expected whole label values, found fractions")
-    return image, labels.encode(values.astype(np.int64), str(case.label))
+    off = float(np.abs(label.affine - image.affine).max())
+    if off > AFFINE_TOLERANCE * min(image.spacing):
+        raise DataError(
+            f"{path}: expected the image's affine {matrix(image.affine)}, found "
+            f"{matrix(label.affine)}, which differs by up to {off:.4g}"
+        )
 
 
-def read_card(checkpoint: str | Path) -> dict[str, Any]:
+def read_card(checkpoint: str | Path) -> Card:
     """Read the card (``model.json``) that lies beside a checkpoint (``model.pt``).
 
     Raises:
-        DataError: if it is missing or has no cohort.
+        DataError: if one of them is missing or cannot be used, or the card has no cohort.
     """
-    path = Path(checkpoint).with_suffix(".json")
-    card = read_json(path)
-    if not isinstance(card, dict) or "cohort" not in card:
-        raise DataError(f"{path}: cohort: expected an entry of that name, found none")
+    card = read_plain_card(checkpoint)
+    if "cohort" not in card:
+        raise DataError(f"{card.path}: cohort: expected an entry of that name, found none")
     return card
+
+
+def cohort_of(card: Mapping[str, Any]) -> Cohort:
+    """Return the cohort that a card describes.
+
+    Raises:
+        DataError: if it has none, or not what a cohort has; names the file.
+    """
+
+    def build(**content: Any) -> Cohort:
+        cohort = Cohort.from_json(content)
+        check_classes(cohort.labels)
+        check_spacing(cohort.spacing)
+        low, high = cohort.intensity
+        if not low < high:
+            raise ValueError(f"intensity: expected a range, found {low} to {high}")
+        if not cohort.sizes:
+            raise ValueError("sizes: expected those of the training volumes, found none")
+        texts = (cohort.name, cohort.licence, cohort.channel, cohort.label_group or "")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"name, licence, channel, label_group: expected text, found {texts}")
+        return cohort
+
+    return part_of(card, "cohort", build)

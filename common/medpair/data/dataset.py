@@ -9,13 +9,16 @@ raw dataset.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpair.data.files import VOLUME_ENDINGS, DataError, read_json, write_json
+from medpair.data.faults import one_line
+from medpair.data.files import DataError, read_json, write_json
 from medpair.data.labels import LabelMap
+from medpair.data.nifti_stream import VOLUME_ENDINGS
 
 SPLITS = ("training", "validation", "test")
 
@@ -123,10 +126,31 @@ def _case(root: Path, entry: Any, where: str, images: bool) -> Case:
         value = entry.get(key)
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: {key}: expected a path, found {value!r}")
+        outside = None if value is None else leaves(root, value)
+        if outside is not None:
+            expected = "a path inside the dataset folder"
+            raise DataError(one_line(f"{where}: {key}: expected {expected}, found {outside}"))
         paths[key] = None if value is None else root / value
     named = paths[needed]
     assert named is not None
     return Case(case_name(named), paths["image"], paths["label"], paths["roi"])
+
+
+def leaves(root: Path, value: str) -> str | None:
+    """Return how a path of a ``dataset.json`` leaves the folder, or None if it does not.
+
+    A folder may come from anywhere: what lies beside it is nobody's business.
+    """
+    try:
+        base = root.resolve()
+        target = (base / value).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # zero bytes, loops of links, ...
+        return f"{value!r} ({error})"
+    if Path(value).is_absolute():
+        return f"the absolute path {value!r}"
+    if ".." in Path(os.path.normpath(value)).parts:
+        return f"{value!r}, which leaves it"
+    return None if target.is_relative_to(base) else f"{value!r}, a link to {target}"
 
 
 def case_name(image: Path) -> str:

@@ -10,7 +10,10 @@ import hashlib
 import io
 import json
 import os
+import pickle
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +24,13 @@ import nibabel as nib
 import numpy as np
 import torch
 
-VOLUME_ENDINGS = (".nii.gz", ".nii")
+from medpair.data.check_header import Header, RefusedError, matrix
+from medpair.data.faults import one_line
+from medpair.data.nifti_stream import verify_voxels, whole_header, whole_voxels
+from medpair.data.orientation import axis_codes, ras_axes, to_ras
+
+# What PyTorch says of an object that it refuses to load
+FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
 
 
 class DataError(ValueError):
@@ -69,13 +78,29 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: if the file is missing or is not JSON; the message has the line and column.
+        DataError: if the file is missing, is not JSON (the message has the line and column), or
+            an object has a key twice.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
+            # a JSON reader keeps the last and drops the others without a word
+            raise DataError(
+                one_line(f"{path}: {twice}: expected each key once in an object, found it again")
+            )
+        return content
+
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{path}: expected a JSON file, found nothing there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: expected a JSON file, found {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected valid JSON, found {error}") from None
 
 
@@ -101,9 +126,16 @@ def load_torch(path: str | Path, map_location: str | torch.device = "cpu") -> An
         raise DataError(f"{path}: expected a checkpoint, found nothing there") from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        foreign = FOREIGN.search(str(error))
+        if isinstance(error, pickle.UnpicklingError):
+            # PyTorch's own words advise to load it all the same
+            reason = "an object that is no tensor" + (f", {foreign[1]}" if foreign else "")
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
         raise DataError(
-            f"{path}: expected a checkpoint of plain tensors, found one that does not load "
-            f"({Path(path).stat().st_size} bytes): {reason}"
+            one_line(
+                f"{path}: expected a checkpoint of plain tensors, found one that does not load "
+                f"({size} bytes): {reason}"
+            )
         ) from error
 
 
@@ -131,25 +163,77 @@ class Volume:
 def read_volume(path: str | Path, dtype: Any = np.float32) -> Volume:
     """Read a NIfTI volume and bring it to RAS; oblique grids keep their obliqueness.
 
+    The file is read to its end, so that its checksum is verified.
+
+    Args:
+        path: the file.
+        dtype: of the array; None keeps the stored type (floats where voxels are scaled).
+
     Raises:
-        DataError: if the file is missing, truncated, not NIfTI, or not three-dimensional.
+        DataError: if the file is missing, truncated, damaged, larger than the limits of
+            ``medpair.data.check_header``, not NIfTI, or not three-dimensional.
     """
+    path = Path(path)
+    with _refusals(path):
+        header, stored = whole_voxels(path)
+    affine, _ = _towards_ras(path, header)
+    array, canonical = to_ras(stored, affine)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinite
+        array = array if dtype is None else array.astype(dtype, copy=False)
+    return Volume(array, canonical, axis_codes(affine))
+
+
+def verify_file(path: str | Path) -> None:
+    """Read a NIfTI volume to its end, keeping nothing.
+
+    Raises:
+        DataError: as ``read_volume``.
+    """
+    path = Path(path)
+    with _refusals(path):
+        verify_voxels(path)
+
+
+def read_grid(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return a volume's size and spacing (mm) in RAS order, from its header.
+
+    Raises:
+        DataError: if it is not a readable 3D volume.
+    """
+    path = Path(path)
+    with _refusals(path):
+        header = whole_header(path)
+    affine, turns = _towards_ras(path, header)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    size, spacing = [0, 0, 0], np.zeros(3)
+    for axis, length, step in zip(turns[:, 0].astype(int), header.shape, lengths, strict=True):
+        size[axis], spacing[axis] = int(length), step
+    return (size[0], size[1], size[2]), spacing
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what can go wrong with a file into a ``DataError`` of one line."""
     try:
-        image = nib.load(path)
-        if len(image.shape) == 4 and image.shape[3] == 1:
-            image = image.slicer[..., 0]
-        if len(image.shape) != 3:
-            raise DataError(f"{path}: expected a 3D volume, found shape {tuple(image.shape)}")
-        orientation = "".join(nib.aff2axcodes(image.affine))
-        canonical = nib.as_closest_canonical(image)
-        array = np.asarray(canonical.dataobj).astype(dtype, copy=False)
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected a NIfTI volume, found nothing there") from None
-    except Exception as error:  # nibabel raises a dozen kinds for damaged files
-        raise DataError(f"{path}: expected a readable NIfTI volume, found {error}") from error
-    return Volume(array, np.asarray(canonical.affine, dtype=np.float64), orientation)
+        yield
+    except RefusedError as refusal:
+        key, expected, found = refusal.args
+        message = f"{path}: {key}: expected {expected}, found {found}"
+        raise DataError(one_line(message)) from None
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        message = f"{path}: expected a readable file, found {reason}"
+        raise DataError(one_line(message)) from None
+
+
+def _towards_ras(path: Path, header: Header) -> tuple[np.ndarray, np.ndarray]:
+    """Return a header's affine, and the turns and flips of its axes that make them RAS."""
+    assert header.affine is not None  # a faulty one has been refused
+    turns = ras_axes(header.affine)
+    if np.isnan(turns).any():
+        expected, found = "three axes that can be told apart", matrix(header.affine)
+        raise DataError(f"{path}: affine: expected {expected}, found {found}")
+    return header.affine, turns
 
 
 def write_volume(path: str | Path, volume: Volume, dtype: Any = None) -> None:
@@ -170,7 +254,7 @@ def write_volume(path: str | Path, volume: Volume, dtype: Any = None) -> None:
         array = array.astype(dtype)
     image = nib.Nifti1Image(array, volume.affine, dtype=dtype)
     target = nib.orientations.axcodes2ornt(tuple(volume.orientation))
-    start = nib.orientations.io_orientation(volume.affine)
+    start = ras_axes(volume.affine)
     image = image.as_reoriented(nib.orientations.ornt_transform(start, target))
     image.header.set_data_dtype(dtype)
     image.set_qform(image.affine, code=1)

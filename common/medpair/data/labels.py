@@ -12,6 +12,9 @@ from torch import Tensor
 
 from medpair.data.files import DataError
 
+# Whole numbers stored as floats carry rounding; further off is a fraction.
+WHOLE_TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True)
 class LabelMap:
@@ -137,6 +140,27 @@ class LabelChannels:
         top, index = channels.max(dim=1, keepdim=True)
         dtype = torch.uint8 if self.num_labels <= 255 else torch.int32
         return torch.where(top > self.threshold, index + 1, 0).to(dtype)
+
+
+def whole_values(stored: np.ndarray, source: str = "label") -> np.ndarray:
+    """Return label values as integers of any shape; those stored as floats are rounded.
+
+    Raises:
+        DataError: if a value is further than 0.001 from a whole number, or is not finite.
+    """
+    if stored.dtype.kind in "iub":
+        return stored
+    values = np.rint(stored)
+    with np.errstate(invalid="ignore"):  # infinity less itself
+        far = ~(np.abs(values - stored) <= WHOLE_TOLERANCE)
+    if far.any():
+        examples = short_list(np.unique(stored[far])[:6].tolist())
+        raise DataError(
+            f"{source}: expected whole label values (within {WHOLE_TOLERANCE:g}), found "
+            f"{int(far.sum())} voxels with others, such as {examples}"
+        )
+    # what int64 cannot hold is in no label set, and must not wrap around into one
+    return np.clip(values, -(2.0**62), 2.0**62).astype(np.int64)
 
 
 def is_whole(value: Any) -> bool:

@@ -12,11 +12,12 @@ import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, MapTransform, RandAffined, RandomizableTransform
 
+from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
 from medpair.data.cohort import SPACING_TOLERANCE, robust_range
 from medpair.data.dataset import as_folders, load_dataset
-from medpair.data.files import DataError, read_json, read_volume
+from medpair.data.files import DataError, read_grid, read_volume
 from medpair.data.folders import MaxCases, draw_cases, limits
-from medpair.data.labels import LabelMap
+from medpair.data.labels import LabelMap, whole_values
 from medpair.data.sampling import derive_seed
 
 
@@ -102,20 +103,13 @@ def read_task(
 
     ``max_cases`` and ``seed``: as in ``load_items``; headers of other cases are not looked at.
     """
-    import nibabel as nib
-
     items = load_items(dataset_dir, "training", label_group, max_cases=max_cases, seed=seed)
     names = load_dataset(as_folders(dataset_dir)[0]).labels(label_group).names
     spacings, extents = [], []
     for item in items:
-        try:
-            image = nib.as_closest_canonical(nib.load(item["image"]))
-        except Exception as error:
-            raise DataError(
-                f"{item['image']}: expected a readable NIfTI volume, found {error}"
-            ) from error
-        spacings.append(np.linalg.norm(image.affine[:3, :3], axis=0))
-        extents.append(spacings[-1] * image.shape[:3])
+        size, spacing_of_image = read_grid(item["image"])
+        spacings.append(spacing_of_image)
+        extents.append(spacing_of_image * size)
     grid = np.median(spacings, axis=0) if spacing is None else np.asarray(spacing, dtype=float)
     longest = np.ceil(np.max(extents, axis=0) / grid - SPACING_TOLERANCE).astype(int)
     return SegmentationTask(
@@ -154,12 +148,15 @@ class EncodeLabeld(MapTransform):
             self._maps[root] = load_dataset(root).labels(self.label_group)
         for key in self.key_iterator(result):
             value = result[key]
-            stored = np.rint(np.asarray(value)).astype(np.int64)
             source = value.meta.get("filename_or_obj", key) if hasattr(value, "meta") else key
+            stored = whole_values(np.asarray(value), str(source))
             encoded = self._maps[root].encode(stored, str(source))
             tensor = torch.from_numpy(encoded.astype(np.int64))
             meta = getattr(value, "meta", None)
             result[key] = tensor if meta is None else MetaTensor(tensor, meta=meta)
+            if meta is not None and isinstance(data.get("image"), MetaTensor):
+                # the same but for rounding, which must not turn the two differently
+                result[key].affine = data["image"].affine
         return result
 
 
@@ -206,8 +203,8 @@ class SeededCacheDataset(CacheDataset):
 def read_truth(item: dict[str, Any], label_group: str | None) -> tuple[Any, Any, LabelMap]:
     """Return the label (class indices) and the roi (or None) of a case, RAS, and its classes."""
     labels = load_dataset(item["dataset_dir"]).labels(label_group)
-    stored = read_volume(item["truth"])
-    encoded = labels.encode(np.rint(stored.array).astype(np.int64), item["truth"])
+    stored = read_volume(item["truth"], None)
+    encoded = labels.encode(whole_values(stored.array, item["truth"]), item["truth"])
     roi = read_volume(item["roi"]).array > 0.5 if item.get("roi") else None
     return (encoded, stored.spacing), roi, labels
 
@@ -263,14 +260,27 @@ class RandRotateSheard(RandAffined):
         )
 
 
-def read_segmenter_card(checkpoint: str | Path) -> dict[str, Any]:
+def read_segmenter_card(checkpoint: str | Path) -> Card:
     """Read the ``model.json`` that lies beside a segmenter's ``model.pt``.
 
     Raises:
         DataError: if it is missing or is not a segmenter's.
     """
-    path = Path(checkpoint).with_suffix(".json")
-    card = read_json(path)
-    if not isinstance(card, dict) or not {"task", "segmenter"} <= card.keys():
-        raise DataError(f"{path}: expected the card of a segmenter (task, segmenter), found none")
+    card = read_plain_card(checkpoint)
+    if not {"task", "segmenter"} <= card.keys():
+        raise DataError(
+            f"{card.path}: expected the card of a segmenter (task, segmenter), found none"
+        )
+
+    def check(labels: Any, spacing: Any, **_: Any) -> int:
+        check_classes(labels)
+        check_spacing(spacing)
+        return len(labels)
+
+    classes = part_of(card, "task", check)
+    network = card["segmenter"]
+    if not isinstance(network, dict) or network.get("num_classes") != classes:
+        raise DataError(
+            f"{card.path}: segmenter: expected a network of {classes} classes, as task has"
+        )
     return card

@@ -7,6 +7,7 @@ import sys
 from types import TracebackType
 
 from medpair.data.files import DataError
+from medpair.engines.config_errors import argument_refusal
 from medpair.engines.knobs import refuse_unknown_knobs
 from medpair.engines.overrides import refuse_unknown_overrides
 
@@ -24,6 +25,8 @@ def first_data_error(error: BaseException) -> DataError | None:
 def plain_refusals() -> None:
     """Let this process end on a ``DataError`` with its message alone and exit code 1.
 
+    So it does on wrong arguments of a component (see ``medpair.engines.config_errors``).
+
     Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
     first thing that is refused is a knob that does not exist, given on the command line or from
     Python.
@@ -31,7 +34,7 @@ def plain_refusals() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        refusal = first_data_error(error)
+        refusal = first_data_error(error) or argument_refusal(error)
         if refusal is None or os.environ.get("MEDPAIR_TRACEBACK"):
             previous(kind, error, trace)
         if refusal is not None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from medpair.data.files import DataError, Volume, write_json, write_text, write_volume
+from medpair.data.orientation import axis_codes, to_ras
 from medpair.data.segmentation import read_truth
 from medpair.engines.distributed import gathered, is_main_rank
 from medpair.metrics.distance import balanced_average_hausdorff, dice
@@ -37,8 +37,8 @@ class LabelWriter:
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Write ``pred`` (1, W, H, D) class indices with its affine."""
         array, affine = native(data["pred"])
-        orientation = "".join(nib.aff2axcodes(affine))
-        write_volume(self.folder / f"{data['case']}.nii.gz", Volume(array, affine, orientation))
+        volume = Volume(array, affine, axis_codes(affine))
+        write_volume(self.folder / f"{data['case']}.nii.gz", volume)
         return data
 
 
@@ -78,8 +78,7 @@ class CaseScores:
                 f"{self.labels[1:]}, found {list(labels.names[1:])}"
             )
         array, affine = native(data["pred"])
-        canonical = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
-        prediction = np.asarray(canonical.dataobj)
+        prediction, _ = to_ras(array, affine)
         regions = {"volume": None} | ({"roi": roi} if roi is not None else {})
         for region, mask in regions.items():
             for value, name in enumerate(self.labels[1:], start=1):

@@ -10,15 +10,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from medpair.data.cohort import SPACING_TOLERANCE, Cohort, from_unit, to_unit
+from medpair.data.cohort import SPACING_TOLERANCE, cohort_of, from_unit, require_same_grid, to_unit
 from medpair.data.dataset import Case, load_dataset
-from medpair.data.files import DataError, Volume, file_sha256, read_json, read_volume, write_volume
-from medpair.data.labels import LabelMap, short_list
+from medpair.data.files import (
+    DataError,
+    Volume,
+    file_sha256,
+    read_grid,
+    read_json,
+    read_volume,
+    write_volume,
+)
+from medpair.data.labels import LabelMap, short_list, whole_values
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
 from medpair.data.slices import frame_box, framed, next_frame, unframed
 from medpair.inferers.folder import SyntheticFolder, stored
@@ -55,7 +62,7 @@ class CaseVolumes(Dataset[dict[str, Any]]):
         images: bool = False,
     ) -> None:
         folder = load_dataset(dataset_dir, images=images)
-        self.cohort = Cohort.from_json(card["cohort"])
+        self.cohort = cohort_of(card)
         self.labels = folder.labels(label_group)
         self.cases = folder.split(split)
         self.root = folder.root
@@ -71,24 +78,24 @@ class CaseVolumes(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         case, frame = self.cases[index], self.frames[index]
-        label, _ = self.read_label(case)
+        label, grid = self.read_label(case)
         framed_label = torch.from_numpy(framed(label, frame, PAD_LABEL))[None]
         inside = torch.from_numpy(frame_box(label.shape, frame))[None]
         item = {"image": framed_label, "label": framed_label, "inside": inside, "index": index}
         if self.images:
             assert case.image is not None
-            image = read_volume(case.image).array
-            if image.shape != label.shape:
-                raise DataError(
-                    f"{case.label}: expected the image's shape {image.shape}, found {label.shape}"
-                )
+            volume = read_volume(case.image)
+            require_same_grid(label_of(case), grid, volume)
+            image = volume.array
+            if not np.isfinite(image).all():
+                raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
             unit = to_unit(image, *self.cohort.intensity)
             item["image"] = torch.from_numpy(framed(unit, frame, PAD_IMAGE))[None]
         return item
 
     def _frame(self, path: Path, frame: Sequence[int], multiple: int) -> tuple[int, int, int]:
         """Return the frame of a label map; refuse one on another scale than the training's."""
-        size, spacing = ras_grid(path)
+        size, spacing = read_grid(path)
         if not np.allclose(spacing, self.cohort.spacing, rtol=SPACING_TOLERANCE):
             raise DataError(
                 f"{path}: expected the spacing that the network was trained at, "
@@ -100,8 +107,8 @@ class CaseVolumes(Dataset[dict[str, Any]]):
     def read_label(self, case: Case) -> tuple[np.ndarray, Volume]:
         """Return a label map as class indices of the training cohort, and its volume."""
         path = label_of(case)
-        volume = read_volume(path, np.float64)
-        classes = self.labels.encode(volume.array, str(path))
+        volume = read_volume(path, None)
+        classes = self.labels.encode(whole_values(volume.array, str(path)), str(path))
         return as_trained(classes, self.labels, self.cohort.labels, path), volume
 
 
@@ -132,27 +139,6 @@ def as_trained(
             f"found {', '.join(unknown)}"
         )
     return table[classes]
-
-
-def ras_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Return a volume's size and spacing (mm) in RAS order, from its header.
-
-    Raises:
-        DataError: if it is not a readable 3D volume.
-    """
-    try:
-        image: Any = nib.load(path)
-        shape, affine = image.shape[:3], image.affine
-        order = nib.orientations.io_orientation(affine)[:, 0].astype(int)
-        if len(shape) != 3:
-            raise ValueError(f"shape {image.shape}")
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    except Exception as error:  # nibabel raises a dozen kinds for damaged files
-        raise DataError(f"{path}: expected a readable NIfTI volume, found {error}") from error
-    size, spacing = [0, 0, 0], np.zeros(3)
-    for axis, length, step in zip(order, shape, lengths, strict=True):
-        size[axis], spacing[axis] = int(length), step
-    return (size[0], size[1], size[2]), spacing
 
 
 class FrameBatches(Sampler[list[int]]):
@@ -237,7 +223,7 @@ class CaseWriter:
         split: str = "training",
     ) -> None:
         self.cases = cases
-        self.cohort = Cohort.from_json(card["cohort"])
+        self.cohort = cohort_of(card)
         stop = len(cases) if num_samples is None else min(len(cases), start_index + num_samples)
         self.wanted = range(start_index, stop)
         origin = {

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from medpair.data.card import part_of
 from medpair.data.cohort import (
     CT,
     Cohort,
     LabelledVolume,
+    cohort_of,
     read_card,
     resample,
     robust_range,
@@ -52,7 +54,7 @@ def critic_scores_of(
     """
     path = Path(checkpoint)
     card = read_card(path.with_name("model.pt"))
-    cohort = Cohort.from_json(card["cohort"])
+    cohort = cohort_of(card)
     state = load_torch(path)
     critic, patch = _critic(path, state, card)
     chosen = normalize or card.get("normalize")
@@ -64,7 +66,7 @@ def critic_scores_of(
                 "nothing (give it as the argument)"
             )
         chosen = "volume"
-    channels = LabelChannels(**card["label_channels"])
+    channels = part_of(card, "label_channels", LabelChannels)
     scores = {}
     for key, pairs in (("members", real), ("others", holdout)):
         if pairs.names != cohort.labels[1:]:

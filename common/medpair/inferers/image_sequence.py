@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from medpair.data.card import SliceOrder, network_of, part_of
 from medpair.data.memory import Parts
 from medpair.data.patches import PAD_IMAGE
 from medpair.networks.vid2vid import ImageSequenceGenerator
@@ -16,7 +17,7 @@ Direction = Literal["forward", "backward"]
 
 def sequence_generator_from_card(card: dict[str, Any]) -> ImageSequenceGenerator:
     """Rebuild the network that a card describes."""
-    return ImageSequenceGenerator(**card["network"])
+    return network_of(card, "network", ImageSequenceGenerator)
 
 
 class ImageSequenceInferer:
@@ -30,7 +31,7 @@ class ImageSequenceInferer:
     def __init__(self, card: dict[str, Any], direction: Direction = "forward") -> None:
         if direction not in ("forward", "backward"):
             raise ValueError(f"direction: expected forward or backward, found {direction!r}")
-        self.axis = int(card["sequence"]["axis"])
+        self.axis = part_of(card, "sequence", SliceOrder).axis
         self.direction: Direction = direction
         self.parts = Parts("volumes")
 

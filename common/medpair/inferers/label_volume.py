@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from medpair.data.cohort import Cohort, LabelledVolume
+from medpair.data.card import SliceOrder, network_of, part_of
+from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
 from medpair.data.files import DataError
 from medpair.data.label_codes import LabelCode
 from medpair.data.memory import Parts
@@ -45,12 +46,16 @@ def denoiser_from_card(card: dict[str, Any]) -> MaskSequenceDenoiser:
         DataError: if the card is another bundle's.
     """
     _require_sequence(card)
-    return MaskSequenceDenoiser(**card["network"])
+    return network_of(card, "network", MaskSequenceDenoiser)
 
 
 def _require_sequence(card: dict[str, Any]) -> None:
     if "sequence" not in card or "network" not in card:
         raise DataError("model.json: sequence: expected MC-DPM's settings, found none")
+
+
+def _reference(**content: Any) -> LabelReference:
+    return LabelReference.from_json(content)
 
 
 def reference_of(
@@ -146,13 +151,13 @@ class LabelVolumeInferer:
         if attempts < 1:
             raise ValueError(f"attempts: expected at least 1, found {attempts}")
         _require_sequence(card)
-        self.diffusion = Diffusion(**card["diffusion"])
-        self.code = LabelCode(**card["code"])
-        self.cohort = Cohort.from_json(card["cohort"])
-        self.reference = LabelReference.from_json(card["label_reference"])
-        sequence = card["sequence"]
-        self.axis, self.window, self.overlap = (sequence[k] for k in ("axis", "window", "overlap"))
-        self.frame = list(sequence["frame"])
+        self.diffusion = part_of(card, "diffusion", Diffusion)
+        self.code = part_of(card, "code", LabelCode)
+        self.cohort = cohort_of(card)
+        self.reference = part_of(card, "label_reference", _reference)
+        order = part_of(card, "sequence", SliceOrder)
+        self.axis, self.window, self.overlap = order.axis, order.window, order.overlap
+        self.frame = list(order.frame)
         if height is not None:
             if height < self.window:
                 raise ValueError(f"height: expected {self.window} slices or more, found {height}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medpair.data.cohort import Cohort
+from medpair.data.cohort import cohort_of
 from medpair.data.files import Volume, file_sha256, write_volume
 from medpair.data.sampling import numpy_generator
 from medpair.data.slices import frame_box, unframed
@@ -51,7 +51,7 @@ class LabelVolumeWriter:
         start_index: int = 0,
         split: str = "training",
     ) -> None:
-        self.cohort = Cohort.from_json(card["cohort"])
+        self.cohort = cohort_of(card)
         self.inferer = inferer
         self.seed = seed
         self.wanted = range(start_index, start_index + num_samples)

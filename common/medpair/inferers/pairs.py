@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from medpair.data.cohort import Cohort, from_unit
+from medpair.data.card import network_of, part_of
+from medpair.data.cohort import cohort_of, from_unit
 from medpair.data.files import DataError, Volume, file_sha256, write_volume
 from medpair.data.labels import LabelChannels
 from medpair.data.memory import Parts
@@ -39,7 +40,7 @@ def generator_from_card(card: dict[str, Any]) -> Generator:
     """
     if "generator" not in card:
         raise DataError("model.json: generator: expected the network's arguments, found none")
-    return Generator(**card["generator"])
+    return network_of(card, "generator", Generator)
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -107,8 +108,8 @@ class PairWriter:
         start_index: int = 0,
         split: str = "training",
     ) -> None:
-        self.cohort = Cohort.from_json(card["cohort"])
-        self.label_channels = LabelChannels(**card["label_channels"])
+        self.cohort = cohort_of(card)
+        self.label_channels = part_of(card, "label_channels", LabelChannels)
         self.wanted = range(start_index, start_index + num_samples)
         self.seed = seed
         origin = {

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medpair.data.card import network_of, part_of
 from medpair.data.memory import Parts
 from medpair.data.patches import PAD_IMAGE
 from medpair.data.sampling import derive_seed
@@ -28,7 +29,7 @@ VOLUME_STREAM, SLICE_STREAM = 5, 6
 
 def refiner_from_card(card: dict[str, Any]) -> SemanticDenoiser:
     """Rebuild the network that a card describes."""
-    return SemanticDenoiser(**card["network"])
+    return network_of(card, "network", SemanticDenoiser)
 
 
 class ThreeViewRefiner:
@@ -62,7 +63,7 @@ class ThreeViewRefiner:
         slice_batch: int = 32,
         cached: bool = True,
     ) -> None:
-        self.diffusion = Diffusion(**card["diffusion"])
+        self.diffusion = part_of(card, "diffusion", Diffusion)
         if not 0 <= refine_steps <= grid_steps:
             raise ValueError(
                 f"refine_steps: expected 0 to grid_steps ({grid_steps}), found {refine_steps}"

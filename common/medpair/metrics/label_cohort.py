@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_volume
+from medpair.data.labels import whole_values
 from medpair.metrics.label_plausible import class_names, same_classes
 from medpair.metrics.label_shape import LabelShape, label_shape
 
@@ -133,8 +134,8 @@ def label_statistics_of_folder(
             raise DataError(
                 f"{dataset.root}: {split}: expected a label for {case.name}, found none"
             )
-        volume = read_volume(case.label)
-        label = classes.encode(volume.array, str(case.label))
+        volume, source = read_volume(case.label, None), str(case.label)
+        label = classes.encode(whole_values(volume.array, source), source)
         shapes.append(label_shape(label, classes.num_labels, volume.spacing, axis))
     return tuple(classes.names[1:]), shapes
 

@@ -8,6 +8,8 @@ from typing import Any
 from monai.networks.nets import UNETR, SwinUNETR, UNet
 from torch import Tensor, nn
 
+from medpair.data.card import network_of
+
 # patch sizes must be divisible by this
 MULTIPLES = {"unet3d": 8, "unet2d": 8, "unetr": 16, "swin_unetr": 32}
 
@@ -86,4 +88,4 @@ def patch_multiple(architecture: str) -> int:
 
 def segmenter_from_card(card: dict[str, Any]) -> nn.Module:
     """Rebuild the network that a ``model.json`` describes."""
-    return segmenter(**card["segmenter"])
+    return network_of(card, "segmenter", segmenter)

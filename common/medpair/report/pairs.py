@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from medpair.data.cohort import resample, robust_range, to_unit
+from medpair.data.cohort import require_same_grid, resample, robust_range, to_unit
 from medpair.data.dataset import Case, DatasetFolder, load_dataset
 from medpair.data.files import DataError, read_volume
-from medpair.data.labels import LabelMap
+from medpair.data.labels import LabelMap, whole_values
 from medpair.data.sampling import numpy_generator
 
 
@@ -72,15 +72,12 @@ class PairFolder:
         case = self.cases[index]
         assert case.image is not None
         assert case.label is not None
-        image, label = read_volume(case.image), read_volume(case.label)
-        if image.array.shape != label.array.shape:
-            raise DataError(
-                f"{case.label}: expected the image's shape {image.array.shape}, "
-                f"found {label.array.shape}"
-            )
+        image, label = read_volume(case.image), read_volume(case.label, None)
+        require_same_grid(case.label, label, image)
         if not np.isfinite(image.array).all():
             raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
-        encoded = self.classes.encode(np.rint(label.array).astype(np.int64), str(case.label))
+        source = str(case.label)
+        encoded = self.classes.encode(whole_values(label.array, source), source)
         grid = self.spacing or image.spacing
         return Pair(
             case.name,

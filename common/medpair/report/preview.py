@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from medpair.data.cohort import robust_range
 from medpair.data.dataset import load_dataset
 from medpair.data.files import atomic_path, read_volume
+from medpair.data.labels import whole_values
 
 OVERLAY_STRENGTH = 0.45
 GAP = 2
@@ -128,8 +129,8 @@ def preview_datasets(
         for case in picks:
             label = None
             if case.label is not None:
-                stored = read_volume(case.label, np.int64).array
-                label = labels.encode(stored, str(case.label))
+                stored = read_volume(case.label, None).array
+                label = labels.encode(whole_values(stored, str(case.label)), str(case.label))
             if case.image is not None:
                 image = read_volume(case.image).array
             else:  # a label map alone is shown on its own silhouette

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medpair.data.files import VOLUME_ENDINGS, DataError
+from medpair.data.files import DataError
+from medpair.data.nifti_stream import VOLUME_ENDINGS
 
 # Entities that a label map may have beyond its image's, besides space and resolution
 OWN = ("desc", "label", "seg", "atlas", "space", "res", "den")

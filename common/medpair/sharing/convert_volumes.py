@@ -9,10 +9,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from medpair.data.check import AFFINE_TOLERANCE
+from medpair.data.check_header import AFFINE_TOLERANCE
 from medpair.data.faults import numbers
-from medpair.data.files import VOLUME_ENDINGS, DataError, Volume, read_volume, write_volume
+from medpair.data.files import DataError, Volume, read_volume, write_volume
 from medpair.data.labels import LabelMap, short_list
+from medpair.data.nifti_stream import VOLUME_ENDINGS
 
 # Read through SimpleITK, where it is installed
 ITK_ENDINGS = (".nrrd", ".mha", ".gipl")

@@ -1,0 +1,96 @@
+"""The 42 faults that a user or a machine may cause, and which tests provoke each of them.
+
+A test names the faults that it provokes by ``@pytest.mark.fault(number, ...)``. ``python -m
+tests.test_faults`` prints the table.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+FAULTS = {
+    1: "truncated volume",
+    2: "empty file",
+    3: "one flipped bit in a volume",
+    4: "missing file in the dataset's list",
+    5: "affines of image and label differ",
+    6: "the same, brought to another spacing",
+    7: "shapes of image and label differ",
+    8: "label value that the labels do not have",
+    9: "label values that are not whole",
+    10: "label that no case has",
+    11: "label map of background alone",
+    12: "NaN or infinite voxels",
+    13: "constant image",
+    14: "four-dimensional image",
+    15: "zero or negative voxel size",
+    16: "anisotropic or oblique spacing",
+    17: "volume smaller than the patch",
+    18: "patch that the network cannot halve",
+    19: "empty list; a case in two lists",
+    20: "two cases of one name",
+    21: "images and labels of unequal number",
+    22: "folder of DICOM slices for a volume",
+    23: "unknown knob on the command line",
+    24: "key given twice, or no JSON, in a configuration",
+    25: "misspelt argument in a configuration",
+    26: "arbitrary code in a configuration",
+    27: "hostile logging.conf",
+    28: "pickled object for weights",
+    29: "truncated checkpoint",
+    30: "killed while saving",
+    31: "SIGTERM or Ctrl-C",
+    32: "disk full",
+    33: "resumed with other architecture, seed or data",
+    34: "resumed in the middle of an epoch",
+    35: "loss or gradient that is not finite",
+    36: "loss scale that shrinks to nothing",
+    37: "out of memory on the accelerator",
+    38: "accelerator asked for where there is none",
+    39: "step count that makes noise",
+    40: "damaged cache",
+    41: "metrics of empty, full and one-voxel masks",
+    42: "distances of one row, NaN, few rows, unequal sets",
+}
+
+
+def register() -> dict[int, list[str]]:
+    """Return the tests of each fault, as ``file::name``, read from the files' source."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                    for number in mark.args:
+                        name = f"{path.relative_to(TESTS).as_posix()}::{node.name}"
+                        found[ast.literal_eval(number)].append(name)
+    return found
+
+
+def table() -> str:
+    """Return the register as Markdown."""
+    found = register()
+    lines = ["| | fault | provoked by |", "|---|---|---|"]
+    for number, fault in FAULTS.items():
+        tests = ", ".join(f"`{name}`" for name in found.get(number, []))
+        lines.append(f"| {number} | {fault} | {tests} |")
+    return "\n".join(lines)
+
+
+def test_every_fault_is_provoked() -> None:
+    found = register()
+    missing = {number: fault for number, fault in FAULTS.items() if number not in found}
+    assert not missing
+    assert set(found) == set(FAULTS)
+    names = {name.partition("::")[2] for tests in found.values() for name in tests}
+    assert all(name.startswith("test_") for name in names)
+
+
+if __name__ == "__main__":
+    print(table())
