@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -184,13 +184,20 @@ def _read_pair(case: Case, labels: LabelMap) -> tuple[Volume, np.ndarray]:
     return image, labels.encode(values.astype(np.int64), str(case.label))
 
 
-def read_card(checkpoint: str | Path) -> dict[str, Any]:
+def read_card(checkpoint: str | Path, untrained: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read the card (``model.json``) that lies beside a checkpoint (``model.pt``).
+
+    Args:
+        checkpoint: the path of the weights; they are not looked at.
+        untrained: stands for the card where there is none. For the network alone: a bundle that
+            ships no weights still says, and can build, what it would train.
 
     Raises:
         DataError: if it is missing or has no cohort.
     """
     path = Path(checkpoint).with_suffix(".json")
+    if untrained is not None and not path.exists():
+        return dict(untrained)
     card = read_json(path)
     if not isinstance(card, dict) or "cohort" not in card:
         raise DataError(f"{path}: cohort: expected an entry of that name, found none")
