@@ -7,6 +7,7 @@ It shows that a copy is whole and unchanged, not who made it: compare the hash o
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import stat
 import zipfile
@@ -130,7 +131,7 @@ def _of_folder(path: Path) -> dict[str, Open]:
         if file.is_symlink():
             raise DataError(f"{file}: expected a file, found a link")
         if file.is_file():
-            found[name] = partial(open, file, "rb")
+            found[name] = partial(io.FileIO, file)
     return found
 
 
