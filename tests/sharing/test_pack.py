@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import stat
 import zipfile
@@ -109,8 +108,9 @@ def test_same_files_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["LICENSE", "configs/metadata.json", "configs/inference.json"])
 def test_what_every_bundle_has_is_asked_for(name: str, bundle: Path, tmp_path: Path) -> None:
     (bundle / name).unlink()
-    with pytest.raises(DataError, match=f"{re.escape(name)}: expected a file"):
+    with pytest.raises(DataError) as caught:
         pack_bundle(bundle, tmp_path / "dist")
+    assert f"{name}: expected a file that every bundle has" in str(caught.value)
     assert not (tmp_path / "dist").exists()
 
 
@@ -118,7 +118,7 @@ def test_what_may_not_be_shared_is_refused(bundle: Path, tmp_path: Path) -> None
     readme = bundle / "docs" / "README.md"
     readme.unlink()
     readme.symlink_to(bundle / "notes.txt")
-    with pytest.raises(DataError, match="README.md: expected a file, found a link"):
+    with pytest.raises(DataError, match=r"README\.md: expected a file, found a link"):
         pack_bundle(bundle, tmp_path / "dist")
     readme.unlink()
     torch.save({"path": Path("x")}, bundle / "models" / "model.pt")

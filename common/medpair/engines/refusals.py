@@ -10,6 +10,7 @@ from types import TracebackType
 from medpair.data.files import DataError
 from medpair.engines.knobs import refuse_unknown_knobs
 from medpair.engines.overrides import refuse_unknown_overrides
+from medpair.engines.tracking import suit_tracking
 from medpair.sharing.own_code import require_own_code
 
 
@@ -28,7 +29,7 @@ def plain_refusals(bundle_root: str | Path | None = None) -> None:
 
     Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
     first things that are refused are another bundle's code and a knob that does not exist, given on
-    the command line or from Python.
+    the command line or from Python. A tracking server that is down is no reason to end.
 
     Args:
         bundle_root: the bundle's folder; None: do not ask whose code runs.
@@ -47,3 +48,4 @@ def plain_refusals(bundle_root: str | Path | None = None) -> None:
         require_own_code(bundle_root)
     refuse_unknown_knobs()
     refuse_unknown_overrides()
+    suit_tracking()
