@@ -46,6 +46,8 @@ def pack_bundle(bundle: str | Path, output_dir: str | Path) -> Path:
             link, or the weights hold anything but plain data and tensors.
     """
     root = Path(bundle).resolve()
+    if not root.is_dir():
+        raise DataError(f"{bundle}: expected a bundle's folder, found none")
     chosen, left = bundle_files(root)
     for name in REQUIRED:
         if name not in chosen:
