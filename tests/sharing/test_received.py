@@ -13,12 +13,12 @@ from pathlib import Path
 import monai
 import pytest
 from monai.bundle import download
+from tests.bundles.conftest import BUNDLES, SMALL_WGAN
+from tests.conftest import tiny_dataset
 
 from medpair.data.dataset import load_dataset
 from medpair.sharing.manifest import verify_bundle
 from medpair.sharing.pack import pack_bundle
-from tests.bundles.conftest import BUNDLES, SMALL_WGAN
-from tests.conftest import tiny_dataset
 
 # Loads two bundles one after the other, then one whose code is of another version
 SCRIPT = """
