@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from medpair.engines.knobs import refuse_unknown_knobs
 from tests.bundles.conftest import (
-    BUNDLES,
     SMALL_MCDPM,
     SMALL_REFINER,
     SMALL_UNET,
@@ -107,12 +105,3 @@ def test_a_server_that_is_down_is_warned_of(
     assert len(warnings) == 1
     assert "tracking: expected to reach http://127.0.0.1:1" in warnings[0]
     assert (tmp_path / "model.pt").exists()
-
-
-def test_knobs_of_tracking_belong_to_tracking() -> None:
-    config = BUNDLES / "wgan_sn_mp" / "configs" / "train.json"
-    words = ["x/monai/bundle/__main__.py", "run", "--config_file", str(config)]
-    knobs = ["--tracking_uri", "sqlite:///x.db", "--experiment_name", "x", "--run_name", "y"]
-    refuse_unknown_knobs([*words, "--tracking", "mlflow", *knobs])
-    with pytest.raises(ValueError, match="--tracking_uri: expected a knob"):
-        refuse_unknown_knobs([*words, *knobs])

@@ -15,7 +15,6 @@ from typing import Any
 
 from medpair.data.dataset import as_folders
 from medpair.data.files import DataError, read_json
-from medpair.engines.tracking import KNOBS as OF_TRACKING
 
 # What belongs to the runner itself
 RUNNER = {
@@ -58,7 +57,6 @@ def refuse_unknown_knobs(argv: Sequence[str] | None = None) -> None:
     for path, config in zip(files[1:], configs[1:], strict=True):
         _check(config, known, f"{path}: ", files[0].name)
     known |= {top_of(key) for config in configs for key in config}
-    known |= OF_TRACKING if "tracking" in given else set()
     _check({key: None for key in given if key not in RUNNER}, known, "--", _names(files))
 
 

@@ -18,8 +18,6 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# What MONAI takes beside --tracking
-KNOBS = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
 EVENTS = ("start", "iteration_completed", "epoch_completed", "complete", "close")
 # MLflow's own 7 retries of up to 120 s would hold up a training that its server does not
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
