@@ -310,6 +310,40 @@ def utility(
         print(table)
 
 
+def pack(bundle: str, output_dir: str = "dist") -> None:
+    """Write a bundle as one zip that runs where MedPair is not installed.
+
+    Args:
+        bundle: the bundle's folder; one named so in the repository's bundles will do.
+        output_dir: where NAME_vVERSION.zip goes.
+    """
+    from medpair.chain import find_bundles
+    from medpair.data.files import file_sha256
+    from medpair.sharing.pack import pack_bundle
+
+    folder = Path(bundle) if Path(bundle).is_dir() else find_bundles() / bundle
+    path = pack_bundle(folder, output_dir)
+    print(f"{path}\nsha256 {file_sha256(path)}")
+
+
+def verify(bundle: str) -> None:
+    """Compare a packed bundle with its manifest; exit code 1 if anything differs.
+
+    Args:
+        bundle: the zip, or the folder that it was unpacked to.
+    """
+    from medpair.data.files import file_sha256
+    from medpair.sharing.manifest import verify_bundle
+    from medpair.sharing.own_code import MANIFEST
+
+    faults = verify_bundle(bundle)
+    print("\n".join(faults) or f"{bundle}: every file is as {MANIFEST} says")
+    hashed = Path(bundle) / MANIFEST if Path(bundle).is_dir() else Path(bundle)
+    print(f"sha256 {file_sha256(hashed)} {hashed.name}")
+    if faults:
+        sys.exit(1)
+
+
 def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "bundles") -> None:
     """Run the whole job small: cohort, generator, synthetic pairs, segmenters, scores, picture.
 
@@ -359,6 +393,8 @@ def main() -> None:
         "preview": preview,
         "report": report,
         "utility": utility,
+        "pack": pack,
+        "verify": verify,
         "demo": demo,
         "export": EXPORTS,
         "import": IMPORTS,

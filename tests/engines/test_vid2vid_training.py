@@ -141,7 +141,7 @@ def test_slices_are_drawn_from_the_generators_own_past() -> None:
         assert torch.equal(sequence.label[:, step], window)
         past = torch.cat(images[step : step + PAST], dim=1).detach()
         known = torch.cat(there[step : step + PAST], dim=1)
-        again = trainer.generator(window, past, known, batch["position"][:, step])
+        again = Slice.of(trainer.generator(window, past, known, batch["position"][:, step]))
         torch.testing.assert_close(slice_.image, again.image)
 
 

@@ -64,7 +64,7 @@ def test_each_slice_sees_its_labels_and_what_was_drawn_before(
             before = [drawn[z - k] if z >= k else torch.zeros(8, 12) for k in range(past, 0, -1)]
             there = torch.tensor([[float(z >= k) for k in range(past, 0, -1)]])
             past_images = torch.stack(before)[None]
-            drawn.append(network(window[None], past_images, there, places[z : z + 1]).image[0, 0])
+            drawn.append(network(window[None], past_images, there, places[z : z + 1])[0, 0])
     expected = torch.stack(drawn, dim=-1)[None, None]
     torch.testing.assert_close(volume, expected, **CLOSE)
 
@@ -115,7 +115,7 @@ def test_the_past_is_padded_as_in_training() -> None:
     seen = torch.where(inside > 0, volume, -1.0)[..., 2].flatten(0, 1)[None]
     window = label[0, 0, ..., 2:5].permute(2, 0, 1)[None]
     with torch.no_grad():
-        image = network(window, seen, torch.ones(1, 1)).image
+        image = network(window, seen, torch.ones(1, 1))[:, :1]
     torch.testing.assert_close((volume[..., 3] * inside[..., 3])[0], (image * inside[..., 3])[0])
 
 

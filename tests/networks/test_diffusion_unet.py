@@ -59,6 +59,8 @@ class Lazy(Sequence[Modulation]):
         return len(self.layers)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         return self.layers[index].modulation(self.label)
 
 
@@ -161,7 +163,7 @@ def test_time_view_and_position_reach_the_output() -> None:
     x = draw(1, 2, 16, 16)
 
     def out(time: float = 10.0, position: float = 0.2, view: int = 0) -> Tensor:
-        return network(x, torch.tensor([time]), (), torch.tensor([position]), torch.tensor([view]))
+        return network(x, torch.tensor([time]), [], torch.tensor([position]), torch.tensor([view]))
 
     base = out()
     for other in (out(time=11.0), out(position=0.21), out(view=1), out(view=2)):
@@ -174,7 +176,7 @@ def test_gradients_reach_every_parameter(label_channels: int) -> None:
     network = awake(
         DiffusionUNet(**SMALL, label_channels=label_channels, hidden=8, positions=True, num_views=2)
     )
-    modulations = network.modulations(labels()) if label_channels else ()
+    modulations = network.modulations(labels()) if label_channels else []
     out = network(
         draw(2, 2, 16, 16),
         torch.tensor([5.0, 700.0]),

@@ -13,6 +13,7 @@ from torch.nn import functional
 from medpair.networks.vid2vid import (
     ImageSequenceGenerator,
     MultiScaleCritic,
+    Slice,
     SliceSegmenter,
     warp,
 )
@@ -25,6 +26,10 @@ def generator(**options: Any) -> ImageSequenceGenerator:
     network = randomized(ImageSequenceGenerator(**settings))
     assert isinstance(network, ImageSequenceGenerator)
     return network
+
+
+def slice_of(network: ImageSequenceGenerator, *inputs: Tensor) -> Slice:
+    return Slice.of(network(*inputs))
 
 
 def inputs(past: int = 2, radius: int = 1, batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -70,7 +75,7 @@ def test_a_slice_is_composed_of_what_is_drawn_and_what_is_moved(past: int, radiu
     kept: list[Tensor] = []
     network.to_image.register_forward_hook(lambda module, args, output: kept.append(output))
     label, images = inputs(past, radius)
-    result = network(label, images, torch.ones(2, past))
+    result = slice_of(network, label, images, torch.ones(2, past))
     raw = torch.tanh(kept[0])
     assert result.image.shape == result.warped.shape == (2, 1, 8, 12)
     assert result.flow.shape == (2, 2, 8, 12)
@@ -88,15 +93,15 @@ def test_without_past_a_slice_is_drawn_anew() -> None:
     network.to_image.register_forward_hook(lambda module, args, output: kept.append(output))
     label, images = inputs()
     none = torch.zeros(2, 2)
-    one, two = network(label, images, none), network(label, 5 - images, none)
+    one, two = slice_of(network, label, images, none), slice_of(network, label, 5 - images, none)
     assert torch.equal(one.image, two.image)
     assert (one.occlusion == 1).all()
     torch.testing.assert_close(one.image, torch.tanh(kept[0]), rtol=0, atol=0)
     # each image of a batch for itself
-    mixed = network(label, images, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    mixed = slice_of(network, label, images, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
     torch.testing.assert_close(mixed.image[0], one.image[0])
     assert (mixed.image[1] - one.image[1]).abs().max() > 1e-3
-    whole = network(label, images, torch.ones(2, 2))
+    whole = slice_of(network, label, images, torch.ones(2, 2))
     torch.testing.assert_close(mixed.image[1], whole.image[1])
 
 
@@ -107,18 +112,19 @@ def test_only_available_images_are_seen() -> None:
     changed[:, 0] = torch.rand(2, 8, 12)
     last_only = torch.tensor([[0.0, 1.0]]).expand(2, 2)
     assert torch.equal(
-        network(label, images, last_only).image, network(label, changed, last_only).image
+        slice_of(network, label, images, last_only).image,
+        slice_of(network, label, changed, last_only).image,
     )
     both = torch.ones(2, 2)
     assert not torch.allclose(
-        network(label, images, both).image, network(label, changed, both).image
+        slice_of(network, label, images, both).image, slice_of(network, label, changed, both).image
     )
 
 
 def test_training_begins_without_movement() -> None:
     network = ImageSequenceGenerator(CLASSES, channels=(8, 16), hidden=8)
     label, images = inputs()
-    result = network(label, images, torch.ones(2, 2))
+    result = slice_of(network, label, images, torch.ones(2, 2))
     assert (result.flow == 0).all()
     assert (result.occlusion == 0.5).all()
     torch.testing.assert_close(result.warped, images[:, -1:])
@@ -135,35 +141,37 @@ def test_label_windows_are_one_hot_slice_by_slice() -> None:
             assert torch.equal(encoded[:, number * CLASSES + k], expected)
     assert torch.equal(network.labels(label.to(torch.uint8)), encoded)
     # every slice of the window acts
-    before = network(label, images, torch.ones(1, 2)).image
+    before = slice_of(network, label, images, torch.ones(1, 2)).image
     for number in range(3):
         other = label.clone()
         other[:, number] = (other[:, number] + 1) % CLASSES
-        assert not torch.allclose(network(other, images, torch.ones(1, 2)).image, before)
+        assert not torch.allclose(slice_of(network, other, images, torch.ones(1, 2)).image, before)
 
 
 def test_the_place_in_the_volume_acts_where_it_is_asked_for() -> None:
     network = generator(positions=True)
     label, images = inputs()
     there = torch.ones(2, 2)
-    low, high = (network(label, images, there, torch.full((2,), p)).image for p in (0.2, 0.8))
+    low, high = (
+        slice_of(network, label, images, there, torch.full((2,), p)).image for p in (0.2, 0.8)
+    )
     assert (low - high).abs().max() > 1e-3
-    each = network(label, images, there, torch.tensor([0.2, 0.8])).image
+    each = slice_of(network, label, images, there, torch.tensor([0.2, 0.8])).image
     torch.testing.assert_close(each[0], low[0])
     torch.testing.assert_close(each[1], high[1])
     # the critics' labels are without it
     assert network.labels(label).shape[1] == 3 * CLASSES
     with pytest.raises(ValueError, match="position: expected the slice's place in the volume"):
-        network(label, images, there)
+        slice_of(network, label, images, there)
     plain = generator()
     place = torch.tensor([0.2, 0.8])
-    assert torch.equal(plain(label, images, there).image, plain(label, images, there, place).image)
+    assert torch.equal(plain(label, images, there), plain(label, images, there, place))
 
 
 def test_slices_of_odd_sizes_are_refused() -> None:
     network = generator(channels=(8, 8, 8))
     with pytest.raises(ValueError, match=r"multiples of 4, found \(8, 10\)"):
-        network(torch.zeros(1, 3, 8, 10), torch.zeros(1, 2, 8, 10), torch.ones(1, 2))
+        slice_of(network, torch.zeros(1, 3, 8, 10), torch.zeros(1, 2, 8, 10), torch.ones(1, 2))
 
 
 def test_settings_rebuild_the_network() -> None:
@@ -174,7 +182,8 @@ def test_settings_rebuild_the_network() -> None:
     label, images = inputs(1, 2)
     there, place = torch.ones(2, 1), torch.tensor([0.1, 0.6])
     assert torch.equal(
-        again(label, images, there, place).image, network(label, images, there, place).image
+        slice_of(again, label, images, there, place).image,
+        slice_of(network, label, images, there, place).image,
     )
 
 

@@ -227,12 +227,19 @@ def require_same_grid(path: Path, label: Volume, image: Volume) -> None:
         )
 
 
-def read_card(checkpoint: str | Path) -> Card:
+def read_card(checkpoint: str | Path, untrained: Mapping[str, Any] | None = None) -> Card:
     """Read the card (``model.json``) that lies beside a checkpoint (``model.pt``).
+
+    Args:
+        checkpoint: the path of the weights; they are not looked at.
+        untrained: stands for the card where there is none. For the network alone: a bundle that
+            ships no weights still says, and can build, what it would train.
 
     Raises:
         DataError: if one of them is missing or cannot be used, or the card has no cohort.
     """
+    if untrained is not None and not Path(checkpoint).with_suffix(".json").exists():
+        return Card(untrained)
     card = read_plain_card(checkpoint)
     if "cohort" not in card:
         raise DataError(f"{card.path}: cohort: expected an entry of that name, found none")

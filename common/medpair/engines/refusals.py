@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import TracebackType
 
 from medpair.data.files import DataError
 from medpair.engines.config_errors import argument_refusal
 from medpair.engines.knobs import refuse_unknown_knobs
 from medpair.engines.overrides import refuse_unknown_overrides
+from medpair.engines.tracking import suit_tracking
+from medpair.sharing.own_code import require_own_code
 
 
 def first_data_error(error: BaseException) -> DataError | None:
@@ -22,14 +25,17 @@ def first_data_error(error: BaseException) -> DataError | None:
     return None
 
 
-def plain_refusals() -> None:
+def plain_refusals(bundle_root: str | Path | None = None) -> None:
     """Let this process end on a ``DataError`` with its message alone and exit code 1.
 
     So it does on wrong arguments of a component (see ``medpair.engines.config_errors``).
 
     Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
-    first thing that is refused is a knob that does not exist, given on the command line or from
-    Python.
+    first things that are refused are another bundle's code and a knob that does not exist, given on
+    the command line or from Python. A tracking server that is down is no reason to end.
+
+    Args:
+        bundle_root: the bundle's folder; None: do not ask whose code runs.
     """
     previous = sys.excepthook
 
@@ -41,5 +47,8 @@ def plain_refusals() -> None:
             print(f"\nmedpair: {refusal}", file=sys.stderr)
 
     sys.excepthook = hook
+    if bundle_root is not None:
+        require_own_code(bundle_root)
     refuse_unknown_knobs()
     refuse_unknown_overrides()
+    suit_tracking()

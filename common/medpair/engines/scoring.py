@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.transforms import SaveImaged
 
 from medpair.data.files import DataError, Volume, write_json, write_text, write_volume
 from medpair.data.orientation import axis_codes, to_ras
@@ -24,14 +25,18 @@ MEASURES = ("dsc", "bahd_mm", "bahd_voxel")
 FIELDS = ("case", "region", "class", *MEASURES, "truth_voxels", "predicted_voxels")
 
 
-class LabelWriter:
+class SaveImageLabels(SaveImaged):
     """Write each prediction as a label map on the grid and in the orientation of its image.
+
+    Applications that want the label map and no file (MONAI Label, MONAI Deploy) leave out
+    transforms of the class ``SaveImaged``, or with ``SaveImage`` in their name.
 
     Args:
         output_dir: gets ``labels/CASE.nii.gz``.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
+        super().__init__(keys="pred", output_dir=output_dir, print_log=False)
         self.folder = Path(output_dir) / "labels"
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:

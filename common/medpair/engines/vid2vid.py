@@ -81,7 +81,7 @@ class SequenceDrawing(nn.Module):
         past, there = real[:, :tau, 0], available
         drawn = []
         for step in range(windows.shape[1]):
-            slice_ = self.generator(windows[:, step], past, there, position[:, step])
+            slice_ = Slice.of(self.generator(windows[:, step], past, there, position[:, step]))
             drawn.append(slice_)
             shown = torch.lerp(real[:, tau + step], slice_.image.detach(), inside[:, tau + step])
             past = torch.cat([past[:, 1:], shown], dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medpair.data.card import SliceOrder, network_of, part_of
 from medpair.data.memory import Parts
 from medpair.data.patches import PAD_IMAGE
-from medpair.networks.vid2vid import ImageSequenceGenerator
+from medpair.networks.vid2vid import ImageSequenceGenerator, Slice
 
 Direction = Literal["forward", "backward"]
 
@@ -83,7 +83,8 @@ class ImageSequenceInferer:
         for step in range(steps):
             window = stack[:, step : step + 2 * network.radius + 1]
             now = slice(step, step + 1)
-            image = network(window, past, available, place[now].expand(len(stack))).image.to(past)
+            drawn = network(window, past, available, place[now].expand(len(stack)))
+            image = Slice.of(drawn).image.to(past)
             images.append(torch.where(box[:, now] > 0, image, PAD_IMAGE))
             past = torch.cat([past[:, 1:], images[-1]], dim=1)
             available = torch.cat([available[:, 1:], there[:, now]], dim=1)

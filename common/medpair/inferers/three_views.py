@@ -192,7 +192,7 @@ class ThreeViewRefiner:
         def denoise(x: Tensor, t: float) -> Prediction:
             time = torch.full((len(x),), t, device=x.device)
             scaled = time * self.diffusion.schedule.timesteps
-            steering: Sequence[Modulation] = kept or network.modulations(one_hot, view)
+            steering: list[Modulation] = kept or network.modulations(one_hot, view)
             if not guided:
                 output = network(x, scaled, steering, view)
             else:

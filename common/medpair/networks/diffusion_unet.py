@@ -7,13 +7,15 @@ Plain, it is MC-DPM's denoiser. With ``label_channels`` it is the semantic diffu
 the noisy image alone enters the encoder, and the label map acts through SPADE in the middle and in
 every decoder block, the upsampling ones included. ``modulations`` computes what the label map
 contributes; given back to ``forward``, it need not be computed again at every step.
+
+Written so that ``torch.jit.script`` reads it: lists instead of iterators, types that it knows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,8 @@ def zeroed(convolution: nn.Conv2d) -> None:
 class ResidualBlock(nn.Module):
     """Two convolutions; FiLM by time in the second; SPADE where there are ``label_channels``."""
 
+    __constants__ = ("steered",)
+
     def __init__(
         self,
         in_channels: int,
@@ -59,7 +63,8 @@ class ResidualBlock(nn.Module):
         scale: int = 1,
     ) -> None:
         super().__init__()
-        self.resample = resample
+        self.resample: str = resample
+        self.steered = label_channels > 0
 
         def norm(channels: int, level: int) -> nn.Module:
             group = nn.GroupNorm(groups_for(channels), channels, affine=not label_channels)
@@ -67,34 +72,34 @@ class ResidualBlock(nn.Module):
                 SPADE(channels, label_channels, hidden, group, level) if label_channels else group
             )
 
-        self.norm1 = norm(in_channels, scale * 2 if resample == "up" else scale)
+        self.norm1: Any = norm(in_channels, scale * 2 if resample == "up" else scale)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.film = nn.Linear(emb_channels, 2 * out_channels)
-        self.norm2 = norm(out_channels, scale)
+        self.norm2: Any = norm(out_channels, scale)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         # a block begins as the identity
         zeroed(self.conv2)
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor, modulations: Iterator[Modulation] | None) -> Tensor:
+    def modulations(self, label: Tensor) -> list[Modulation]:
+        """Return what a label map contributes to the block's two SPADE layers; [] without them."""
+        if self.steered:
+            return [self.norm1.modulation(label), self.norm2.modulation(label)]
+        return []
+
+    def forward(self, x: Tensor, emb: Tensor, modulations: list[Modulation]) -> Tensor:
         """Return (B, out_channels, H, W), half or twice the size where the block resamples."""
-        h = F.silu(_normalised(self.norm1, x, modulations))
+        h = F.silu(self.norm1(x, modulations[0]) if self.steered else self.norm1(x))
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         elif self.resample == "up":
-            h, x = (F.interpolate(y, scale_factor=2, mode="nearest") for y in (h, x))
+            h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         h = self.conv1(h)
         scale, shift = self.film(F.silu(emb))[..., None, None].chunk(2, dim=1)
-        h = _normalised(self.norm2, h, modulations) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(F.silu(h))
-
-
-def _normalised(norm: nn.Module, x: Tensor, modulations: Iterator[Modulation] | None) -> Tensor:
-    if isinstance(norm, SPADE):
-        assert modulations is not None
-        return norm(x, next(modulations))
-    return norm(x)
+        h = self.norm2(h, modulations[1]) if self.steered else self.norm2(h)
+        return self.skip(x) + self.conv2(F.silu(h * (1 + scale) + shift))
 
 
 class Attention(nn.Module):
@@ -152,6 +157,7 @@ class DiffusionUNet(nn.Module):
                 f"found {len(attention_levels)}"
             )
         self.factor = 2 ** (len(channels) - 1)
+        self.position_scale = POSITION_SCALE
         self.base = channels[0]
         width = 4 * channels[0]
         self.time = nn.Sequential(nn.Linear(self.base, width), nn.SiLU(), nn.Linear(width, width))
@@ -167,7 +173,7 @@ class DiffusionUNet(nn.Module):
             return Attention(channels[level]) if attention_levels[level] else nn.Identity()
 
         current, skips = channels[0], [channels[0]]
-        self.down = nn.ModuleList()
+        self.down: Any = nn.ModuleList()
         for level, out in enumerate(channels):
             for _ in range(num_res_blocks):
                 self.down.append(
@@ -186,14 +192,14 @@ class DiffusionUNet(nn.Module):
             return ResidualBlock(in_c, out_c, width, resample, label_channels, hidden, 2**level)
 
         coarsest = len(channels) - 1
-        self.middle = nn.ModuleList(
+        self.middle: Any = nn.ModuleList(
             [
                 steered(current, current, coarsest),
                 Attention(current) if any(attention_levels) else nn.Identity(),
                 steered(current, current, coarsest),
             ]
         )
-        self.up = nn.ModuleList()
+        self.up: Any = nn.ModuleList()
         for level, out in reversed(list(enumerate(channels))):
             for _ in range(num_res_blocks + 1):
                 block = steered(current + skips.pop(), out, level)
@@ -208,14 +214,16 @@ class DiffusionUNet(nn.Module):
 
     def modulations(self, label: Tensor) -> list[Modulation]:
         """Return what the label map (B, label_channels, H, W) contributes to every SPADE layer."""
-        layers = [*self.middle.modules(), *self.up.modules()]
-        return [layer.modulation(label) for layer in layers if isinstance(layer, SPADE)]
+        found = self.middle[0].modulations(label) + self.middle[2].modulations(label)
+        for pair in self.up:
+            found += pair[0].modulations(label)
+        return found
 
     def forward(
         self,
         x: Tensor,
         time: Tensor,
-        modulations: Sequence[Modulation] = (),
+        modulations: list[Modulation] | None = None,
         position: Tensor | None = None,
         view: Tensor | None = None,
     ) -> Tensor:
@@ -231,14 +239,14 @@ class DiffusionUNet(nn.Module):
         Returns:
             (B, out_channels, H, W).
         """
-        if any(size % self.factor for size in x.shape[2:]):
+        if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"volume_size: expected slices whose sides are multiples of {self.factor}, "
-                f"found {tuple(x.shape[2:])}"
+                f"found ({x.shape[2]}, {x.shape[3]})"
             )
         emb = self.time(embedding(time, self.base))
         if self.position is not None and position is not None:
-            emb = emb + self.position(embedding(position * POSITION_SCALE, self.base))
+            emb = emb + self.position(embedding(position * self.position_scale, self.base))
         if self.view is not None and view is not None:
             emb = emb + self.view(view)
         h = self.conv_in(x)
@@ -248,14 +256,16 @@ class DiffusionUNet(nn.Module):
             h.requires_grad_()
         kept = [h]
         for pair in self.down:
-            block, attention = pair.children()
-            h = attention(block(h, emb, None))
+            h = pair[1](pair[0](h, emb, []))
             kept.append(h)
-        steering = iter(modulations)
-        first, attention, second = self.middle
-        h = second(attention(first(h, emb, steering)), emb, steering)
+        steering: list[Modulation] = []
+        if modulations is not None:
+            steering = modulations
+        h = self.middle[1](self.middle[0](h, emb, steering[:2]))
+        h = self.middle[2](h, emb, steering[2:4])
+        at = 4
         for pair in self.up:
-            block, attention = pair.children()
-            wide = h if block.resample == "up" else torch.cat([h, kept.pop()], dim=1)
-            h = attention(block(wide, emb, steering))
+            wide = h if pair[0].resample == "up" else torch.cat([h, kept.pop()], dim=1)
+            h = pair[1](pair[0](wide, emb, steering[at : at + 2]))
+            at += 2
         return self.conv_out(F.silu(self.norm_out(h)))

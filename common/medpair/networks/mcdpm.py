@@ -126,18 +126,18 @@ class MaskSequenceDenoiser(nn.Module):
     def forward(
         self,
         x: Tensor,
-        time: Tensor,
-        known: Tensor,
-        position: Tensor,
+        time: Tensor | None = None,
+        known: Tensor | None = None,
+        position: Tensor | None = None,
         evidence: Tensor | None = None,
     ) -> Tensor:
         """Return the prediction for every slice.
 
         Args:
             x: (B, C, m, H, W) codes: clean where known, noisy elsewhere.
-            time: (B,) t * timesteps.
-            known: (B, m) 1 for slices given clean.
-            position: (B,) first slice of the window relative to the volume's height.
+            time: (B,) t * timesteps; default 0, no noise.
+            known: (B, m) 1 for slices given clean; default none is.
+            position: (B,) first slice of the window relative to the volume's height; default 0.
             evidence: (B, classes, m, H, W) log-likelihood of each class given the voxel's own code,
                 for the correction by neighbours.
 
@@ -145,6 +145,9 @@ class MaskSequenceDenoiser(nn.Module):
             (B, C * output_factor, m, H, W), or logits (B, classes, m, H, W).
         """
         b, _, m, h, w = x.shape
+        time = x.new_zeros(b) if time is None else time
+        position = x.new_zeros(b) if position is None else position
+        known = x.new_zeros(b, m) if known is None else known
         planes = known.to(x)[:, :, None, None].expand(b, m, h, w)
         packed = functional.pixel_unshuffle(torch.cat([x.flatten(1, 2), planes], dim=1), self.patch)
         out = functional.pixel_shuffle(self.unet(packed, time, position=position), self.patch)

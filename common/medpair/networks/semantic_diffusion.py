@@ -54,8 +54,9 @@ class SemanticDenoiser(nn.Module):
             "hidden": hidden,
         }
         self.num_classes = num_classes
+        self.view_names = list(VIEWS)
         shared = views == "shared"
-        self.networks = nn.ModuleDict(
+        self.networks: Any = nn.ModuleDict(
             {
                 name: DiffusionUNet(
                     in_channels=1,
@@ -70,6 +71,8 @@ class SemanticDenoiser(nn.Module):
                 for name in (("shared",) if shared else VIEWS)
             }
         )
+
+    __jit_unused_properties__ = ("factor",)
 
     @property
     def factor(self) -> int:
@@ -96,8 +99,29 @@ class SemanticDenoiser(nn.Module):
         return self.network_of(view).modulations(one_hot)
 
     def forward(
-        self, x: Tensor, time: Tensor, modulations: Sequence[Modulation], view: str
+        self,
+        x: Tensor,
+        time: Tensor | None = None,
+        modulations: list[Modulation] | None = None,
+        view: str = "axial",
+        label: Tensor | None = None,
     ) -> Tensor:
-        """Return the prediction (B, output_factor, H, W) for slices (B, 1, H, W) of a view."""
-        number = torch.full((len(x),), VIEWS.index(view), device=x.device)
-        return self.network_of(view)(x, time, modulations, view=number)
+        """Return the prediction (B, output_factor, H, W) for slices of a view.
+
+        Args:
+            x: (B, 1, H, W) noisy slices.
+            time: (B,) t * timesteps; default 0, no noise.
+            modulations: of the label maps; default computed from ``label``.
+            view: axial, coronal or sagittal.
+            label: (B, num_classes, H, W) one-hot; default zeros, no label map.
+        """
+        time = x.new_zeros(len(x)) if time is None else time
+        number = torch.full((len(x),), self.view_names.index(view), device=x.device)
+        for name, network in self.networks.items():
+            if name == "shared" or name == view:
+                if modulations is None:
+                    if label is None:
+                        label = x.new_zeros(len(x), self.num_classes, x.shape[2], x.shape[3])
+                    modulations = network.modulations(label)
+                return network(x, time, modulations, None, number)
+        raise ValueError(f"view: expected another, found {view}")

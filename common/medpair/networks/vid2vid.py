@@ -28,6 +28,9 @@ from medpair.networks.spade import SPADE, Modulation
 class Slice:
     """What the generator gives for one slice, each (B, C, H, W).
 
+    The network itself returns them as the channels of one tensor, in this order, so that every
+    tool that expects a network from tensor to tensor understands it.
+
     Attributes:
         image: (B, 1, H, W) the slice, in -1..1.
         flow: (B, 2, H, W) from each pixel to where it was in the last image; pixels, (row, column).
@@ -39,6 +42,11 @@ class Slice:
     flow: Tensor
     occlusion: Tensor
     warped: Tensor
+
+    @classmethod
+    def of(cls, output: Tensor) -> Slice:
+        """Return the parts of the network's output (B, 5, H, W)."""
+        return cls(*output.split([1, 2, 1, 1], dim=1))
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
@@ -78,7 +86,7 @@ class SpadeBlock(nn.Module):
         """Return gamma, beta of both layers for a label map at full size."""
         return [self.spade1.modulation(label), self.spade2.modulation(label)]
 
-    def forward(self, x: Tensor, modulations: Sequence[Modulation]) -> Tensor:
+    def forward(self, x: Tensor, modulations: list[Modulation]) -> Tensor:
         """Return (B, out_channels, H, W)."""
         h = self.conv1(functional.leaky_relu(self.spade1(x, modulations[0]), 0.2))
         h = self.conv2(functional.leaky_relu(self.spade2(h, modulations[1]), 0.2))
@@ -132,7 +140,7 @@ class ImageSequenceGenerator(nn.Module):
         labels = (2 * radius + 1) * num_classes + int(positions)
         # the encoder sees everything; its coarsest features are where both decoders begin
         inputs = labels + 2 * past
-        self.encoder = nn.ModuleList(
+        self.encoder: Any = nn.ModuleList(
             _encoder_block(before, after, 1 if level == 0 else 2)
             for level, (before, after) in enumerate(
                 zip([inputs, *channels[:-1]], channels, strict=True)
@@ -150,7 +158,7 @@ class ImageSequenceGenerator(nn.Module):
             for level in reversed(levels)
         )
         self.to_image = nn.Conv2d(channels[0], 1, 3, padding=1)
-        self.move = nn.ModuleList(
+        self.move: Any = nn.ModuleList(
             _encoder_block(channels[level + 1] + channels[level], channels[level], 1)
             for level in reversed(levels[:-1])
         )
@@ -165,22 +173,38 @@ class ImageSequenceGenerator(nn.Module):
         return (label[:, :, None] == classes.to(label.dtype)).flatten(1, 2).float()
 
     def forward(
-        self, label: Tensor, past: Tensor, available: Tensor, position: Tensor | None = None
-    ) -> Slice:
-        """Return the next slice.
+        self,
+        label: Tensor,
+        past: Tensor | None = None,
+        available: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> Tensor:
+        """Return the next slice; of a label alone, the first slice of a volume.
 
         Args:
             label: (B, 2 radius + 1, H, W) class indices, the current slice in the middle; sizes are
                 multiples of ``factor``.
-            past: (B, tau, H, W) the images before, the last one at the end.
-            available: (B, tau) 0 where there is no such image.
+            past: (B, tau, H, W) the images before, the last one at the end; default there is none.
+            available: (B, tau) 0 where there is no such image; default as ``past``.
             position: (B,) place of the slice, relative to the volume's height.
+
+        Returns:
+            (B, 5, H, W), see ``Slice.of``.
         """
-        if any(size % self.factor for size in label.shape[2:]):
+        b, _, height, width = label.shape
+        if height % self.factor or width % self.factor:
             raise ValueError(
                 f"volume_size: expected slices whose sides are multiples of {self.factor}, "
-                f"found {tuple(label.shape[2:])}"
+                f"found ({height}, {width})"
             )
+        if past is None:
+            # weights, not labels, say which floats are used
+            like = self.to_image.weight
+            past = like.new_zeros(b, self.past, height, width)
+            available = like.new_zeros(b, self.past)
+            position = like.new_zeros(b) if position is None else position
+        if available is None:
+            available = past.new_ones(b, self.past)
         labels = self.labels(label)
         if self.positions:
             if position is None:
@@ -198,15 +222,16 @@ class ImageSequenceGenerator(nn.Module):
         for number, block in enumerate(self.draw):
             drawn = block(drawn, block.modulations(labels))
             if number < len(self.draw) - 1:
-                drawn = functional.interpolate(drawn, scale_factor=2, mode="nearest")
-        for block, skip in zip(self.move, reversed(features[:-1]), strict=True):
-            moved = block(torch.cat([functional.interpolate(moved, scale_factor=2), skip], dim=1))
+                drawn = functional.interpolate(drawn, scale_factor=2.0, mode="nearest")
+        for number, block in enumerate(self.move):
+            wider = functional.interpolate(moved, scale_factor=2.0)
+            moved = block(torch.cat([wider, features[-2 - number]], dim=1))
         raw = torch.tanh(self.to_image(functional.leaky_relu(drawn, 0.2)).float())
         flow, weight = self.to_flow(moved).float().split([2, 1], dim=1)
         last = there[:, -1:].float()
         occlusion = torch.sigmoid(weight) * last + (1 - last)
         warped = warp(past[:, -1:].float(), flow)
-        return Slice(torch.lerp(warped, raw, occlusion), flow, occlusion, warped)
+        return torch.cat([torch.lerp(warped, raw, occlusion), flow, occlusion, warped], dim=1)
 
 
 class MultiScaleCritic(nn.Module):
