@@ -82,6 +82,12 @@ class TrainingCheckpoint:
         """Write ``checkpoint.pt`` and ``model.pt``."""
         model = engine.model_state()
         require_finite(model, engine)
+        # the model first: a run whose checkpoint says "finished" has its model
+        save_torch(self.folder / MODEL, model)
+        self._save_state(engine)
+
+    def _save_state(self, engine: Any) -> None:
+        """Write ``checkpoint.pt``; the one before stays beside it."""
         state = {
             "format": FORMAT,
             "iteration": int(engine.state.iteration),
@@ -91,8 +97,6 @@ class TrainingCheckpoint:
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "objects": {name: thing.state_dict() for name, thing in engine.state_objects().items()},
         }
-        # the model first: a run whose checkpoint says "finished" has its model
-        save_torch(self.folder / MODEL, model)
         keep_previous(self.folder, ours=self.saved_iteration >= 0)
         save_torch(self.folder / CHECKPOINT, state)
         self.saved_iteration = state["iteration"]

@@ -28,7 +28,15 @@ def plain_refusals() -> None:
     first thing that is refused is a knob that does not exist, given on the command line or from
     Python.
     """
+    _print_refusals()
+    refuse_unknown_knobs()
+    refuse_unknown_overrides()
+
+
+def _print_refusals() -> None:
     previous = sys.excepthook
+    if getattr(previous, "plain_refusals", False):  # several workflows in one process
+        return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         refusal = first_data_error(error)
@@ -37,6 +45,5 @@ def plain_refusals() -> None:
         if refusal is not None:
             print(f"\nmedpair: {refusal}", file=sys.stderr)
 
+    hook.plain_refusals = True  # type: ignore[attr-defined]
     sys.excepthook = hook
-    refuse_unknown_knobs()
-    refuse_unknown_overrides()

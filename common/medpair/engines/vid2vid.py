@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.engines.trainer import Trainer
 from monai.losses import PatchAdversarialLoss
 from monai.utils.enums import CommonKeys
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch.nn import functional
 
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
+from medpair.engines.federated import FederatedTrainer
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.vid2vid import (
     ImageSequenceGenerator,
@@ -65,7 +65,7 @@ class Sequence:
         return torch.lerp(real, images, self.inside[:, self.past :])
 
 
-class Vid2VidTrainer(Trainer):
+class Vid2VidTrainer(FederatedTrainer):
     """Train the generator against its critics.
 
     Args:
