@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from types import TracebackType
+import threading
+from types import FrameType, TracebackType
 
 from medpair.data.files import DataError
 from medpair.engines.knobs import refuse_unknown_knobs
@@ -24,13 +26,17 @@ def first_data_error(error: BaseException) -> DataError | None:
 def plain_refusals() -> None:
     """Let this process end on a ``DataError`` with its message alone and exit code 1.
 
-    Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
-    first thing that is refused is a knob that does not exist, given on the command line or from
-    Python.
+    Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. On
+    SIGTERM the process removes what it has half written, and exits with 143 (a training finishes
+    its step first). The first thing that is refused is a knob that does not exist, given on the
+    command line or from Python.
     """
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("\nmedpair: stopped; the same command goes on", file=sys.stderr)
+            return
         refusal = first_data_error(error)
         if refusal is None or os.environ.get("MEDPAIR_TRACEBACK"):
             previous(kind, error, trace)
@@ -38,5 +44,12 @@ def plain_refusals() -> None:
             print(f"\nmedpair: {refusal}", file=sys.stderr)
 
     sys.excepthook = hook
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)
     refuse_unknown_knobs()
     refuse_unknown_overrides()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End as after Ctrl-C: files that are open are closed, partial ones removed."""
+    raise SystemExit(128 + number)

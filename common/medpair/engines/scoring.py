@@ -12,7 +12,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from medpair.data.atomic import remove_partials
 from medpair.data.files import DataError, Volume, write_json, write_text, write_volume
+from medpair.data.locks import hold
 from medpair.data.segmentation import read_truth
 from medpair.engines.distributed import gathered, is_main_rank
 from medpair.metrics.distance import balanced_average_hausdorff, dice
@@ -27,15 +29,25 @@ FIELDS = ("case", "region", "class", *MEASURES, "truth_voxels", "predicted_voxel
 class LabelWriter:
     """Write each prediction as a label map on the grid and in the orientation of its image.
 
+    From the first prediction on, the process has the folder to itself.
+
     Args:
         output_dir: gets ``labels/CASE.nii.gz``.
+
+    Raises:
+        DataError: if another process predicts into the folder.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
         self.folder = Path(output_dir) / "labels"
+        self._lock: Any = None
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Write ``pred`` (1, W, H, D) class indices with its affine."""
+        if self._lock is None:
+            # of several processes of one run, the main one holds the folder for all
+            self._lock = hold(self.folder.parent) if is_main_rank() else False
+            remove_partials(self.folder)
         array, affine = native(data["pred"])
         orientation = "".join(nib.aff2axcodes(affine))
         write_volume(self.folder / f"{data['case']}.nii.gz", Volume(array, affine, orientation))
@@ -91,7 +103,19 @@ class CaseScores:
         return data
 
     def complete(self) -> dict[str, Any]:
-        """Write the tables over all processes' cases, log a summary, and return it."""
+        """Write the tables over all processes' cases, log a summary, and return it.
+
+        Raises:
+            DataError: if another run is at work in the folder.
+        """
+        lock = hold(self.folder) if is_main_rank() else None
+        try:
+            return self._complete()
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _complete(self) -> dict[str, Any]:
         self.rows = [row for rows in gathered(self.rows) for row in rows]
         content: dict[str, Any] = {
             "info": self.info,
