@@ -1,11 +1,12 @@
 # make demo [DATASET=folder]   the main job from nothing, ten minutes on two cores
 # make test                    every check and test
+# make test-long               the same with more repetitions and longer runs: about an hour
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-long lint bench clean
 
 # pip runs again when the dependencies change
 $(VENV)/installed: pyproject.toml
@@ -27,6 +28,9 @@ lint: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest -q tests
+
+test-long: lint
+	MEDPAIR_LONG=1 $(BIN)/python -m pytest -q tests
 
 bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_wgan_step.py --filters 256 --repeats 5

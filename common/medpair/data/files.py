@@ -1,8 +1,4 @@
-"""Files that are complete or absent, and volumes read from and written to NIfTI.
-
-Every writer here writes beside the final name, flushes to the disk, and renames: a file under its
-final name is whole, whenever the process is killed.
-"""
+"""JSON, checkpoints and volumes as files; each is complete or absent (``medpair.data.atomic``)."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,49 +19,22 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from medpair.data.atomic import DataError, atomic_path, not_written
 from medpair.data.check_header import Header, RefusedError, matrix
 from medpair.data.faults import one_line
 from medpair.data.nifti_stream import verify_voxels, whole_header, whole_voxels
 from medpair.data.orientation import axis_codes, ras_axes, to_ras
 
+VOLUME_ENDINGS = (".nii.gz", ".nii")
 # What PyTorch says of an object that it refuses to load
 FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
 
 
-class DataError(ValueError):
-    """A file or dataset that cannot be used; the message names file, expected and found."""
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success flush it and rename it to ``path``.
-
-    The temporary name keeps the ending (NIfTI readers look at it) and starts with a dot. It is
-    removed when the block raises.
-    """
-    final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{final.name}", dir=final.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        # mkstemp makes private files; give the usual permissions of a new file
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
-        os.replace(partial, final)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` atomically as UTF-8."""
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with atomic_path(path, len(content)) as partial:
+        partial.write_bytes(content)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -110,8 +78,8 @@ def save_torch(path: str | Path, content: Any) -> None:
     torch.save(content, buffer)
     buffer.seek(0)
     torch.load(buffer, map_location="cpu", weights_only=True)
-    with atomic_path(path) as partial:
-        partial.write_bytes(buffer.getvalue())
+    with atomic_path(path, buffer.getbuffer().nbytes) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def load_torch(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
@@ -274,11 +242,26 @@ def _holds(dtype: np.dtype, array: np.ndarray) -> bool:
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Append one line of JSON; a line is written by one call, so that readers never see half."""
-    line = json.dumps(dict(record), allow_nan=False) + "\n"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write(line)
+    """Append one line of JSON; a line is written by one call, so that readers never see half.
+
+    Raises:
+        DataError: if the disk is full or the folder cannot be written; the file is as before.
+    """
+    path = Path(path)
+    line = (json.dumps(dict(record), allow_nan=False) + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as handle:
+            before = handle.seek(0, os.SEEK_END)
+            try:
+                rest = line
+                while rest:  # a disk that fills up takes a part
+                    rest = rest[handle.write(rest) :]
+            except OSError:
+                handle.truncate(before)
+                raise
+    except OSError as error:
+        raise not_written(path, error, len(line)) from error
 
 
 def file_sha256(path: str | Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class Board:
     def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
         self.folder = folder
         self.writer: SummaryWriter | None = None
+        _quiet_threads()
         try:
             self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         except OSError as error:
@@ -51,3 +53,18 @@ class Board:
     def _give_up(self, error: OSError) -> None:
         self.writer = None
         logger.warning("%s: no TensorBoard: cannot be written: %s", self.folder, error)
+
+
+def _quiet_threads() -> None:
+    """Keep the traceback of TensorBoard's own thread back: its error is reported by ``Board``."""
+    previous = threading.excepthook
+    if getattr(previous, "of_board", False):
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        ours = type(args.thread).__module__.startswith("tensorboard")
+        if not (ours and isinstance(args.exc_value, OSError)):
+            previous(args)
+
+    hook.of_board = True  # type: ignore[attr-defined]
+    threading.excepthook = hook

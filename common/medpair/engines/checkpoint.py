@@ -15,8 +15,10 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from medpair import __version__
+from medpair.data.atomic import remove_partials
 from medpair.data.cohort import Cohort
 from medpair.data.files import DataError, load_torch, save_torch, write_json
+from medpair.data.locks import hold
 from medpair.engines.distributed import (
     gathered,
     is_distributed,
@@ -45,7 +47,9 @@ class TrainingCheckpoint:
     ``model_state()``), written atomically, and never with weights that are not finite. The
     checkpoint before stays beside as ``checkpoint.previous.pt``: should ``checkpoint.pt`` be
     damaged on the disk, the run goes on from there. On SIGTERM or SIGINT the running step is
-    finished and saved, and the process exits with 143 or 130.
+    finished and saved, and the process exits with 143 or 130. ``checkpoint.pt`` is the last thing
+    that an epoch leaves: an epoch it has seen has its picture and its validation. While it runs, a
+    training has its folder to itself.
 
     Of several processes the main one writes, and all read; a signal to one stops them all.
 
@@ -57,7 +61,7 @@ class TrainingCheckpoint:
 
     Raises:
         DataError: when resuming with other settings (lists what differs), or when no checkpoint
-            that is there can be read.
+            that is there can be read, or when another process trains in the same folder.
         NotFiniteError, OutOfMemoryError: what stops a trainer (``medpair.engines.stops``).
     """
 
@@ -77,28 +81,36 @@ class TrainingCheckpoint:
         self.stop_signal: int | None = None
         self.saved_iteration = -1
         self._previous: dict[int, Any] = {}
+        self._lock: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._save_model)
         # before the next batch, when all handlers have seen the step
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._stop_if_asked)
         engine.add_event_handler(Events.COMPLETED, self._complete)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._restore_signals_and_raise)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._leave_and_raise)
 
     def save(self, engine: Any) -> None:
-        """Write ``checkpoint.pt`` and ``model.pt``."""
+        """Write ``model.pt`` and ``checkpoint.pt``."""
+        # the model first: a run whose checkpoint says "finished" has its model
+        self._save_model(engine)
+        self._save_state(engine)
+
+    def _save_model(self, engine: Any) -> None:
         model = engine.model_state()
         require_finite(model, engine)
         if is_main_rank():
-            # the model first: a run whose checkpoint says "finished" has its model
             save_torch(self.folder / MODEL, model)
-            self._save_state(engine)
-        self.saved_iteration = int(engine.state.iteration)
 
     def _save_state(self, engine: Any) -> None:
         """Write ``checkpoint.pt``; the one before stays beside it."""
+        if is_main_rank():
+            self._write_state(engine)
+        self.saved_iteration = int(engine.state.iteration)
+
+    def _write_state(self, engine: Any) -> None:
         state = {
             "format": FORMAT,
             "iteration": int(engine.state.iteration),
@@ -107,12 +119,20 @@ class TrainingCheckpoint:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "objects": {name: thing.state_dict() for name, thing in engine.state_objects().items()},
+            "handlers": {name: thing.state_dict() for name, thing in remembered(engine).items()},
         }
         keep_previous(self.folder, ours=self.saved_iteration >= 0)
         save_torch(self.folder / CHECKPOINT, state)
 
     def _start(self, engine: Any) -> None:
-        """Restore the run if there is one, and take over the stop signals."""
+        """Restore the run if there is one, and take over the folder and the stop signals."""
+        if is_main_rank():
+            self._lock = hold(self.folder)
+            remove_partials(self.folder)
+        # added here to come after all other handlers
+        if not engine.has_event_handler(self._save_state, Events.EPOCH_COMPLETED):
+            last = Events.EPOCH_COMPLETED(every=self.interval)
+            engine.add_event_handler(last, self._save_state)
         # one process looks first: it may have to put a damaged file aside
         found = newest_good(self.folder) if self.resume and is_main_rank() else None
         wait_for_all()
@@ -152,6 +172,9 @@ class TrainingCheckpoint:
             # a loss scaler comes and goes with the precision, which may change between the parts
             if state["objects"].get(name) or ("format" in state and "scaler" not in name):
                 thing.load_state_dict(state["objects"][name])
+        for name, thing in remembered(engine).items():
+            if name in state.get("handlers", {}):
+                thing.load_state_dict(state["handlers"][name])
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"]:
             # there may be fewer devices now
@@ -178,26 +201,40 @@ class TrainingCheckpoint:
             self.save(engine)
             # a launcher ends all processes when the first is gone
             wait_for_all()
-            self._restore_signals()
+            self._leave()
             raise SystemExit(128 + number)
 
     def _complete(self, engine: Any) -> None:
         if self.saved_iteration != engine.state.iteration:
             self.save(engine)
         wait_for_all()
-        self._restore_signals()
+        self._leave()
 
-    def _restore_signals(self) -> None:
+    def _leave(self) -> None:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous.clear()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
-    def _restore_signals_and_raise(self, engine: Engine, error: BaseException) -> None:
-        self._restore_signals()
+    def _leave_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self._leave()
         told = explained(engine, error, self.folder, self.saved_iteration)
         if told is error:
             raise error
         raise told from error
+
+
+def remember(engine: Engine, name: str, thing: Any) -> None:
+    """Let checkpoints hold the state of a handler too: it has ``state_dict`` and its inverse."""
+    engine.__dict__.setdefault("remembered", {})[name] = thing
+
+
+def remembered(engine: Engine) -> dict[str, Any]:
+    """Return the handlers that ``remember`` was told of."""
+    things: dict[str, Any] = engine.__dict__.get("remembered", {})
+    return things
 
 
 class ModelCard:

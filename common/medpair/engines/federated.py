@@ -20,9 +20,11 @@ from ignite.engine import Engine, Events
 from monai.engines.trainer import SupervisedTrainer, Trainer
 from torch import nn
 
+from medpair.data.atomic import remove_partials
 from medpair.data.cohort import CT
 from medpair.data.dataset import as_folders, load_dataset
 from medpair.data.files import DataError, save_torch
+from medpair.data.locks import hold
 from medpair.engines.checkpoint import StartFrom, TrainingCheckpoint
 from medpair.engines.numerics import require_finite
 from medpair.engines.restore import newest_good
@@ -103,7 +105,9 @@ class RoundCheckpoint(TrainingCheckpoint):
         self.max_epochs = max_epochs
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer, all of whose parts must be there."""
+        """Register with the trainer, all of whose parts must be there; take over the folder."""
+        self._lock = hold(self.folder)
+        remove_partials(self.folder)
         found = newest_good(self.folder) if self.resume else None
         if found is not None:
             # not at the start of a round: the client has counted the epochs by then

@@ -18,7 +18,7 @@ from medpair.data.files import append_jsonl, atomic_path
 from medpair.data.patches import crop_box
 from medpair.engines.board import Board
 from medpair.engines.distributed import is_main_rank
-from medpair.engines.jsonl import keep_records, mend, whole_records
+from medpair.engines.jsonl import keep_records, whole_records
 from medpair.report.preview import picture_of, save_png
 
 METRICS = "metrics.jsonl"
@@ -66,6 +66,16 @@ class MetricsLog:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.COMPLETED, self._close)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is summed up since the last line."""
+        counts = {"counts": dict(self.counts), "count": self.count, "bad": self.bad}
+        return {"sums": dict(self.sums), **counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the sums of ``state_dict``."""
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+        self.count, self.bad = int(state["count"]), int(state["bad"])
+
     def _start(self, engine: Any) -> None:
         iteration = engine.state.iteration
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +104,9 @@ class MetricsLog:
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 value = value.item()
             if isinstance(value, (int, float)) and math.isfinite(value):
-                self.sums[key] = self.sums.get(key, 0.0) + float(value)
-                self.counts[key] = self.counts.get(key, 0) + 1
+                name = str(key)  # MONAI's keys are enumerations, which no checkpoint may hold
+                self.sums[name] = self.sums.get(name, 0.0) + float(value)
+                self.counts[name] = self.counts.get(name, 0) + 1
             elif isinstance(value, float):
                 bad = True
         self.count += 1
@@ -134,6 +145,9 @@ class MetricsLog:
 class ValidationLog:
     """Append the evaluator's metrics to ``validation.jsonl``.
 
+    Lines of this epoch and later ones, which a run that was interrupted or begins anew has left,
+    are replaced.
+
     Args:
         output_dir: where the file goes.
     """
@@ -151,8 +165,9 @@ class ValidationLog:
         numbers = {key: float(value) for key, value in engine.state.metrics.items()}
         # JSON has no NaN, which the Dice of an absent class is
         metrics = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        mend(self.path)
-        append_jsonl(self.path, {"epoch": engine.state.epoch, **metrics})
+        lines = whole_records(self.path) if self.path.exists() else []
+        earlier = [line for line in lines if line["epoch"] < engine.state.epoch]
+        keep_records(self.path, [*earlier, {"epoch": engine.state.epoch, **metrics}])
 
 
 class ExamplePairs:

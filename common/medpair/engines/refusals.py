@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from medpair.data.files import DataError
 from medpair.engines.config_errors import argument_refusal
@@ -32,7 +34,9 @@ def plain_refusals(bundle_root: str | Path | None = None) -> None:
 
     Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
     first things that are refused are another bundle's code and a knob that does not exist, given on
-    the command line or from Python. A tracking server that is down is no reason to end.
+    the command line or from Python. A tracking server that is down is no reason to end. On SIGTERM
+    the process removes what it has half written, and exits with 143 (a training finishes its step
+    first).
 
     Args:
         bundle_root: the bundle's folder; None: do not ask whose code runs.
@@ -51,6 +55,9 @@ def _print_refusals() -> None:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("\nmedpair: stopped; the same command goes on", file=sys.stderr)
+            return
         refusal = first_data_error(error) or argument_refusal(error)
         if refusal is None or os.environ.get("MEDPAIR_TRACEBACK"):
             previous(kind, error, trace)
@@ -59,3 +66,14 @@ def _print_refusals() -> None:
 
     hook.plain_refusals = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+    if (
+        threading.current_thread() is threading.main_thread()
+        # who has a handler of its own, such as a federated client, keeps it
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End as after Ctrl-C: files that are open are closed, partial ones removed."""
+    raise SystemExit(128 + number)

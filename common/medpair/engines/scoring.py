@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from monai.transforms import SaveImaged
 
+from medpair.data.atomic import remove_partials
 from medpair.data.files import DataError, Volume, write_json, write_text, write_volume
+from medpair.data.locks import hold
 from medpair.data.orientation import axis_codes, to_ras
 from medpair.data.segmentation import read_truth
 from medpair.engines.distributed import gathered, is_main_rank
@@ -31,16 +33,26 @@ class SaveImageLabels(SaveImaged):
     Applications that want the label map and no file (MONAI Label, MONAI Deploy) leave out
     transforms of the class ``SaveImaged``, or with ``SaveImage`` in their name.
 
+    From the first prediction on, the process has the folder to itself.
+
     Args:
         output_dir: gets ``labels/CASE.nii.gz``.
+
+    Raises:
+        DataError: if another process predicts into the folder.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
         super().__init__(keys="pred", output_dir=output_dir, print_log=False)
         self.folder = Path(output_dir) / "labels"
+        self._lock: Any = None
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Write ``pred`` (1, W, H, D) class indices with its affine."""
+        if self._lock is None:
+            # of several processes of one run, the main one holds the folder for all
+            self._lock = hold(self.folder.parent) if is_main_rank() else False
+            remove_partials(self.folder)
         array, affine = native(data["pred"])
         volume = Volume(array, affine, axis_codes(affine))
         write_volume(self.folder / f"{data['case']}.nii.gz", volume)
@@ -95,7 +107,19 @@ class CaseScores:
         return data
 
     def complete(self) -> dict[str, Any]:
-        """Write the tables over all processes' cases, log a summary, and return it."""
+        """Write the tables over all processes' cases, log a summary, and return it.
+
+        Raises:
+            DataError: if another run is at work in the folder.
+        """
+        lock = hold(self.folder) if is_main_rank() else None
+        try:
+            return self._complete()
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _complete(self) -> dict[str, Any]:
         self.rows = [row for rows in gathered(self.rows) for row in rows]
         content: dict[str, Any] = {
             "info": self.info,

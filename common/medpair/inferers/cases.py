@@ -258,7 +258,8 @@ class CaseWriter:
         """Write the pair of ``data``: ``pred`` (1, W, H, D) in -1..1, and its ``index``."""
         index = int(data["index"])
         if index in self.wanted and not self.folder.has(index):
-            self._write(index, torch.as_tensor(data["pred"])[0].float().cpu().numpy())
+            with self.folder.writing():
+                self._write(index, torch.as_tensor(data["pred"])[0].float().cpu().numpy())
         return data
 
     def complete(self) -> Path:

@@ -2,13 +2,15 @@
 
 Every case has a sidecar ``provenance/NAME.json``, written last: a case whose sidecar exists is
 whole. All cases of a folder have one origin (weights, seed, options); a run with another origin
-refuses the folder.
+refuses the folder. Several runs of one origin may write to a folder at the same time, whether they
+share indices or not: the last to end lists all cases.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +18,11 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from medpair import __version__
+from medpair.data.atomic import not_written, remove_partials
 from medpair.data.cohort import Cohort
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import DataError, read_json, write_json
+from medpair.data.locks import one_at_a_time
 from medpair.engines.distributed import gathered, is_main_rank, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -62,6 +66,7 @@ class SyntheticFolder:
         self.images = images
         self.names = names
         self.finished: list[str] = []
+        self._begun = False
         self._refuse_mixture()
 
     def name(self, index: int) -> str:
@@ -84,6 +89,25 @@ class SyntheticFolder:
         """Return whether the case is there, whole."""
         return self.sidecar(index).exists()
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write one case within; the first one of a run is written by one run at a time.
+
+        Of two runs of different origin that found the folder empty, the second finds the first's
+        case here, before it has written a file.
+
+        Raises:
+            DataError: if the folder holds cases of another origin by now.
+        """
+        if self._begun:
+            yield
+            return
+        with one_at_a_time(self.root):
+            self._refuse_mixture()
+            remove_partials(self.root)
+            yield
+            self._begun = True
+
     def finish_case(self, index: int, **more: Any) -> None:
         """Write the sidecar, when everything else of the case is there."""
         write_json(self.sidecar(index), {"index": index, **more, **self.origin})
@@ -97,7 +121,10 @@ class SyntheticFolder:
         """
         finished = [name for names in gathered(self.finished) for name in names]
         if is_main_rank():
-            self._write_dataset(finished)
+            # else a list made earlier, by another run, could replace one made later
+            with one_at_a_time(self.root):
+                remove_partials(self.root)
+                self._write_dataset(finished)
         wait_for_all()
         return self.root / "dataset.json"
 
@@ -127,7 +154,10 @@ class SyntheticFolder:
         logger.info("%s: %d %s", path, len(names), what)
 
     def _sidecars(self) -> list[Path]:
-        files = (self.root / "provenance").glob("*.json")
+        try:
+            files = [*(self.root / "provenance").glob("*.json")]
+        except OSError as error:  # a folder that this user may not look into
+            raise not_written(self.root / "provenance", error) from error
         return sorted(path for path in files if not path.name.startswith("."))
 
     def _refuse_mixture(self) -> None:

@@ -74,7 +74,8 @@ class LabelVolumeWriter:
         """Write the label map of ``data``: ``pred`` (1, W, H, D) and its ``index``."""
         index = int(data["index"])
         if index in self.wanted and not self.folder.has(index):
-            self._write(index, torch.as_tensor(data["pred"])[0].cpu().numpy())
+            with self.folder.writing():
+                self._write(index, torch.as_tensor(data["pred"])[0].cpu().numpy())
         return data
 
     def complete(self) -> Path:

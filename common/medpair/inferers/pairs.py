@@ -130,7 +130,8 @@ class PairWriter:
         """Write the pair of ``data``: ``pred`` (1 + num_labels, H, W, D) and its ``index``."""
         index = int(data["index"])
         if index in self.wanted and not self.folder.has(index):
-            self._write(index, torch.as_tensor(data["pred"]).cpu())
+            with self.folder.writing():
+                self._write(index, torch.as_tensor(data["pred"]).cpu())
         return data
 
     def complete(self) -> Path:
