@@ -24,7 +24,7 @@ REFINER, UNET = "medgen3d_semantic_refiner", "unet_segmentation"
 BUNDLES = (WGAN, MCDPM, VID2VID, REFINER, UNET)
 # a line of the log for every two steps, three steps to an epoch: lines go across checkpoints
 TRAINING: dict[str, dict[str, Any]] = {
-    WGAN: {**SMALL_WGAN, "iterations_per_epoch": 3},
+    WGAN: {**SMALL_WGAN, "iterations_per_epoch": 3, "val_interval": 1},
     MCDPM: SMALL_MCDPM,
     VID2VID: SMALL_VID2VID,
     REFINER: SMALL_REFINER,

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,14 @@ class Command:
     def task(self) -> dict[str, Any]:
         """Return what the driver needs to know."""
         return {"module": self.module, "words": self.words, "folder": str(self.folder)}
+
+
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
 
 
 def final_files(folder: Path) -> list[Path]:

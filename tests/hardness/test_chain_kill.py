@@ -24,9 +24,9 @@ from tests.hardness.processes import (
     assert_all_files_load,
     assert_same_result,
     partials,
+    until,
 )
 from tests.hardness.test_kill import kill_somewhere
-from tests.hardness.test_two_writers import until
 
 KILLS = 20 if LONG else 3
 SHORT = {"max_epochs": 1, "iterations_per_epoch": 2}

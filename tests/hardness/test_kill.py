@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from medpair.data.sampling import numpy_generator
-from tests.hardness.conftest import BUNDLES, Reference, Whole
+from tests.hardness.conftest import BUNDLES, UNET, WGAN, Reference, Whole
 from tests.hardness.processes import (
     LONG,
     Command,
@@ -18,6 +19,7 @@ from tests.hardness.processes import (
     assert_all_files_load,
     assert_same_result,
     partials,
+    until,
 )
 
 KILLS = 20 if LONG else 4
@@ -92,5 +94,22 @@ def test_a_run_that_is_asked_to_stop_leaves_nothing_half_done(
     assert partials(command.folder) == []
     assert_all_files_load(command.folder)
     assert list(command.folder.rglob("checkpoint.pt" if kind == "train" else "*.nii.gz"))
+    processes.finish(command)
+    assert_same_result(whole.folder, command.folder)
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize("bundle", [WGAN, UNET])
+def test_a_line_of_the_log_that_a_kill_cuts_in_two_is_the_same(
+    bundle: str, processes: Processes, reference: Reference, tmp_path: Path
+) -> None:
+    """The checkpoint is of step 3; the line is the mean of steps 3 and 4."""
+    whole = reference(bundle, "train")
+    command = whole.command.into(tmp_path / "out")
+    pid = processes.start(command)
+    until((command.folder / "checkpoint.pt").exists)
+    os.kill(pid, signal.SIGKILL)
+    assert processes.wait(pid) == -signal.SIGKILL
+    assert torch.load(command.folder / "checkpoint.pt", weights_only=True)["iteration"] == 3
     processes.finish(command)
     assert_same_result(whole.folder, command.folder)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,15 +20,8 @@ from tests.hardness.processes import (
     assert_all_files_load,
     assert_same_result,
     partials,
+    until,
 )
-
-
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def held(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from medpair.data.files import append_jsonl, atomic_path
 from medpair.data.patches import crop_box
 from medpair.engines.board import Board
+from medpair.engines.checkpoint import remember
 from medpair.engines.distributed import is_main_rank
 from medpair.engines.jsonl import keep_records, whole_records
 from medpair.report.preview import picture_of, save_png
@@ -62,6 +63,7 @@ class MetricsLog:
         """Register with the trainer; attach after the checkpoint, which sets the iteration."""
         if not is_main_rank():
             return
+        remember(engine, "metrics_log", self)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.COMPLETED, self._close)
