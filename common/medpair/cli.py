@@ -360,6 +360,19 @@ def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "b
     run_demo(Path(output_dir), find_bundles(bundles), None if not dataset else Path(dataset))
 
 
+def global_model(weights: str, *cards: str, output_dir: str = "global") -> None:
+    """Turn what a federation averaged into model.pt and model.json, for inference.
+
+    Args:
+        weights: the server's file, such as NVIDIA FLARE's FL_global_model.pt.
+        cards: model.json of one or all sites; sizes and ranges of several are pooled.
+        output_dir: where the two files go.
+    """
+    from medpair.engines.federated_model import write_global_model
+
+    print(write_global_model(weights, cards, output_dir))
+
+
 def numbers(value: Any) -> list[float]:
     """Return ``128,128,64`` or (128, 128, 64) as a list of three numbers.
 
@@ -398,6 +411,7 @@ def main() -> None:
         "demo": demo,
         "export": EXPORTS,
         "import": IMPORTS,
+        "global_model": global_model,
     }
     try:
         refuse_unknown_flags(verbs, sys.argv[1:])

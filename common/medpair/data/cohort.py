@@ -147,6 +147,7 @@ def read_cohort(
     label_group: str | None = None,
     spacing: Sequence[float] | None = None,
     split: str = "training",
+    intensity: Sequence[float] | None = None,
 ) -> tuple[Cohort, list[LabelledVolume]]:
     """Read one split of a dataset folder: all pairs in memory, and what to remember of them.
 
@@ -156,6 +157,8 @@ def read_cohort(
         spacing: millimetres per RAS axis; default the median of the split. Volumes whose spacing
             differs by more than 5 % are resampled (images linearly, labels by nearest neighbour).
         split: which list of ``dataset.json``.
+        intensity: the cohort's range (low, high), which CT is scaled by and what is generated is
+            written in; default the median of the volumes' robust ranges.
 
     Raises:
         DataError: if a file cannot be used; names the file.
@@ -171,7 +174,7 @@ def read_cohort(
     arrays = [resample(image.array, image.spacing, grid, order=1) for image, _ in raw]
     classes = [resample(label, image.spacing, grid, order=0) for image, label in raw]
     ranges = [robust_range(array) for array in arrays]
-    low, high = (float(value) for value in np.median(ranges, axis=0))
+    low, high = (float(v) for v in (np.median(ranges, axis=0) if intensity is None else intensity))
     if channel.upper() == CT:
         low = max(low, LEAST_CT_NUMBER)
         ranges = [(low, high)] * len(ranges)

@@ -92,10 +92,13 @@ class TrainingCheckpoint:
         model = engine.model_state()
         require_finite(model, engine)
         if is_main_rank():
-            self._write(engine, model)
+            # the model first: a run whose checkpoint says "finished" has its model
+            save_torch(self.folder / MODEL, model)
+            self._write_state(engine)
         self.saved_iteration = int(engine.state.iteration)
 
-    def _write(self, engine: Any, model: dict[str, Any]) -> None:
+    def _write_state(self, engine: Any) -> None:
+        """Write ``checkpoint.pt``; the one before stays beside it."""
         state = {
             "format": FORMAT,
             "iteration": int(engine.state.iteration),
@@ -105,8 +108,6 @@ class TrainingCheckpoint:
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "objects": {name: thing.state_dict() for name, thing in engine.state_objects().items()},
         }
-        # the model first: a run whose checkpoint says "finished" has its model
-        save_torch(self.folder / MODEL, model)
         keep_previous(self.folder, ours=self.saved_iteration >= 0)
         save_torch(self.folder / CHECKPOINT, state)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
-from monai.engines.trainer import Trainer
 from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +16,7 @@ from medpair.diffusion.process import Diffusion
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
 from medpair.engines.distributed import data_parallel, rank_generator
+from medpair.engines.federated import FederatedTrainer
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 
@@ -82,7 +82,7 @@ class MaskSequenceTask:
         return {"loss": (loss * weight).sum() / weight.sum().clamp_min(1.0)}
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(FederatedTrainer):
     """Train a denoiser.
 
     Args:
@@ -134,12 +134,12 @@ class DiffusionTrainer(Trainer):
         if self.state.device.type == "cpu":
             keep_freed_memory()
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(self.state.device)
+        self.denoiser = network.to(self.state.device)
         # convolutions in three dimensions keep theirs: a module of both refuses one layout for all
-        convert_conv2d_weight_memory_format(self.network, layout)
+        convert_conv2d_weight_memory_format(self.denoiser, layout)
         self.optimizer = optimizer
-        self.averaged = AveragedWeights(self.network, averaging)
-        self.learning = data_parallel(TaskLoss(self.network, task))
+        self.averaged = AveragedWeights(self.denoiser, averaging)
+        self.learning = data_parallel(TaskLoss(self.denoiser, task))
         self.clip_gradient = clip_gradient
         self.warmup = warmup
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -151,7 +151,7 @@ class DiffusionTrainer(Trainer):
     def state_objects(self) -> dict[str, Any]:
         """Return everything a checkpoint must hold, by name."""
         return {
-            "network": self.network,
+            "network": self.denoiser,
             "optimizer": self.optimizer,
             "averaged": self.averaged,
             "bad_steps": self.bad_steps,
@@ -164,7 +164,7 @@ class DiffusionTrainer(Trainer):
 
     def _iteration(self, engine: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
         """Take one step."""
-        self.network.train()
+        self.denoiser.train()
         iteration = self.state.iteration
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             group["lr"] = rate * min(1.0, iteration / max(1, self.warmup))
@@ -178,11 +178,11 @@ class DiffusionTrainer(Trainer):
             losses = self.learning(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_gradient)
+        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.clip_gradient)
         self.bad_steps.step(self.optimizer, {**losses, "gradient_norm": norm}, norm=norm)
-        numbers = self.bad_steps.finish(self, [self.network])
+        numbers = self.bad_steps.finish(self, [self.denoiser])
         if not self.bad_steps.in_a_row:
-            self.averaged.update(self.network)
+            self.averaged.update(self.denoiser)
         return {CommonKeys.LOSS: numbers["loss"], **numbers}
 
 

@@ -37,7 +37,18 @@ def plain_refusals(bundle_root: str | Path | None = None) -> None:
     Args:
         bundle_root: the bundle's folder; None: do not ask whose code runs.
     """
+    _print_refusals()
+    if bundle_root is not None:
+        require_own_code(bundle_root)
+    refuse_unknown_knobs()
+    refuse_unknown_overrides()
+    suit_tracking()
+
+
+def _print_refusals() -> None:
     previous = sys.excepthook
+    if getattr(previous, "plain_refusals", False):  # several workflows in one process
+        return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         refusal = first_data_error(error) or argument_refusal(error)
@@ -46,9 +57,5 @@ def plain_refusals(bundle_root: str | Path | None = None) -> None:
         if refusal is not None:
             print(f"\nmedpair: {refusal}", file=sys.stderr)
 
+    hook.plain_refusals = True  # type: ignore[attr-defined]
     sys.excepthook = hook
-    if bundle_root is not None:
-        require_own_code(bundle_root)
-    refuse_unknown_knobs()
-    refuse_unknown_overrides()
-    suit_tracking()

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.engines.trainer import Trainer
 from monai.losses import PatchAdversarialLoss
 from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from torch.nn import functional
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
 from medpair.engines.distributed import data_parallel, world_size
+from medpair.engines.federated import FederatedTrainer
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.vid2vid import (
     ImageSequenceGenerator,
@@ -111,7 +111,7 @@ class CriticsLoss(nn.Module):
         return loss
 
 
-class Vid2VidTrainer(Trainer):
+class Vid2VidTrainer(FederatedTrainer):
     """Train the generator against its critics.
 
     Args:

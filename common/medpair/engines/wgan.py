@@ -19,7 +19,6 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from monai.engines.trainer import Trainer
 from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -31,6 +30,7 @@ from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.augment import CriticAugmentation
 from medpair.engines.averaging import AveragedWeights, recalibrate_batch_norm
 from medpair.engines.distributed import data_parallel, rank_generator
+from medpair.engines.federated import FederatedTrainer
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
 from medpair.networks.wgan import Generator
 
@@ -92,7 +92,7 @@ class CriticLoss(nn.Module):
         return {"critic_loss": loss, "gradient_penalty": penalty, "wasserstein": distance}
 
 
-class WGANTrainer(Trainer):
+class WGANTrainer(FederatedTrainer):
     """Train a generator of paired volumes against a Wasserstein critic.
 
     Args:

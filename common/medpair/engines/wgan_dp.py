@@ -74,6 +74,8 @@ class PrivateWGANTrainer(WGANTrainer):
         if is_distributed():
             raise ValueError("private training: expected one process, found multi_gpu_train.json")
         check_critic(wgan["critic"])
+        # at the end: a handler may restore all of the trainer's state
+        handlers = wgan.pop("train_handlers", None)
         super().__init__(**wgan)
         self.budget = budget
         self.private_seed = private_seed
@@ -86,6 +88,7 @@ class PrivateWGANTrainer(WGANTrainer):
         self.per_sample = GradSampleModule(self.critic, loss_reduction="sum")
         self.per_sample.disable_hooks()
         self.private_optimizer = private_optimizer(self.critic_optimizer, budget)
+        self._register_handlers(handlers or [])
 
     def state_objects(self) -> dict[str, Any]:
         """Return everything a checkpoint must hold: also the steps accounted for and the seed."""
