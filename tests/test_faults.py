@@ -57,19 +57,24 @@ FAULTS = {
     42: "distances of one row, NaN, few rows, unequal sets",
 }
 
+MARK = "pytest.mark.fault"
+
 
 def register() -> dict[int, list[str]]:
     """Return the tests of each fault, as ``file::name``, read from the files' source."""
     found: dict[int, list[str]] = defaultdict(list)
     for path in sorted(TESTS.rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.FunctionDef):
-                continue
-            for mark in node.decorator_list:
-                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
-                    for number in mark.args:
-                        name = f"{path.relative_to(TESTS).as_posix()}::{node.name}"
-                        found[ast.literal_eval(number)].append(name)
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        # a mark of the whole file
+        assigned = [node for node in module.body if isinstance(node, ast.Assign)]
+        shared = [n.value for n in assigned if ast.unparse(n.targets[0]) == "pytestmark"]
+        for node in module.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                name = f"{path.relative_to(TESTS).as_posix()}::{node.name}"
+                for mark in [*shared, *node.decorator_list]:
+                    if isinstance(mark, ast.Call) and ast.unparse(mark.func) == MARK:
+                        for number in mark.args:
+                            found[ast.literal_eval(number)].append(name)
     return found
 
 

@@ -157,7 +157,7 @@ def test_three_sites_make_one_generator(bundle: str, sites: list[str], tmp_path:
     assert all(same(weights, first) for weights in begun)
     sent = [weights_of(algo) for algo in algos]
     weights = averaged(sent, counts)
-    if hasattr(algos[0].trainer, "task"):
+    if hasattr(algos[0].trainer, "denoiser"):
         batches = [next(iter(algo.trainer.data_loader)) for algo in algos]
         start, *losses, last = (
             pooled_loss(algos[0].trainer, batches, state) for state in (untrained, *sent, weights)
@@ -180,7 +180,7 @@ def pooled_loss(trainer: Any, batches: list[Any], weights: Weights) -> float:
     """Return the mean loss of weights on a batch of every site, with the same noise."""
     trainer.network.load_state_dict(weights)
     losses = [
-        trainer.task(trainer.denoiser, batch, torch_generator(7, number, draw))["loss"].item()
+        trainer.learning(batch, torch_generator(7, number, draw))["loss"].item()
         for number, batch in enumerate(batches)
         for draw in range(3)
     ]
