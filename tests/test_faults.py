@@ -7,8 +7,13 @@ tests.test_faults`` prints the table.
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
+
+from tests.bundles import test_config_faults, test_data_faults
+from tests.data import test_strangers
+from tests.hardness import test_full_disk, test_kill
 
 TESTS = Path(__file__).parent
 
@@ -58,6 +63,7 @@ FAULTS = {
 }
 
 MARK = "pytest.mark.fault"
+CHAIN = "hardness/test_chain_kill.py"
 
 
 def register() -> dict[int, list[str]]:
@@ -88,6 +94,69 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def either(file: str, name: str) -> tuple[int, int]:
+    """Return a number of a test file for ``make test`` and ``make test-long``."""
+    for node in ast.parse((TESTS / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            value = node.value
+            assert isinstance(value, ast.IfExp)
+            return ast.literal_eval(value.orelse), ast.literal_eval(value.body)
+    raise AssertionError(f"{file} has no {name}")
+
+
+def trials() -> list[tuple[str, int, int]]:
+    """Return what is tried and how often, in ``make test`` and in ``make test-long``."""
+    fuzz = "data/test_fuzz_volumes.py"
+    _, times = either(fuzz, "TIMES")
+    examples = re.findall(r"max_examples=(\d+) \* TIMES", (TESTS / fuzz).read_text("utf-8"))
+    images, labels, folders, *others = map(int, examples)
+    trained, used = len(test_data_faults.SMALL), len(test_data_faults.GENERATORS)
+    damages = [kind for _, kind, _ in test_data_faults.DAMAGES.values()]
+    of_volumes = sum(kind in (test_data_faults.IMAGE, test_data_faults.LABEL) for kind in damages)
+    kills, chain = either("hardness/test_kill.py", "KILLS"), either(CHAIN, "KILLS")
+    runs = len(test_kill.BUNDLES) * len(test_kill.KINDS)
+    pairs = either("hardness/test_long_run.py", "PAIRS")
+    hostile = len(test_config_faults.HOSTILE) + len(test_config_faults.HOSTILE_TARGETS)
+    writers = 2 * len(test_full_disk.WRITERS)
+
+    def same(count: int) -> tuple[int, int]:
+        return count, count
+
+    return [
+        ("kills (SIGKILL) of training and generation, five bundles", *(runs * n for n in kills)),
+        ("kills of a whole chain of bundles", *chain),
+        (
+            "pairs written by one run, the folder looked at meanwhile",
+            *pairs,
+        ),
+        ("writers on a full disk and under a limit of file size", *same(writers)),
+        ("damaged datasets given to training bundles", *same(len(damages) * trained)),
+        ("damaged volumes given to bundles that use weights", *same(of_volumes * used)),
+        (
+            "random images and grids: the same after a round trip, or refused",
+            images,
+            images * times,
+        ),
+        ("random label maps, likewise", labels, labels * times),
+        ("random whole datasets, likewise", folders, folders * times),
+        ("random `dataset.json`, headers with flipped bits", sum(others), sum(others) * times),
+        ("absurd numbers in a `model.json`", *same(len(test_strangers.ABSURD))),
+        ("hostile expressions and targets in a configuration", *same(hostile)),
+    ]
+
+
+def rows() -> str:
+    """Return the trials as rows of the README's table."""
+    return "".join(
+        f"| {what} | {short:,}{f' ({long:,})' if long != short else ''} |\n"
+        for what, short, long in trials()
+    )
+
+
+def test_the_readme_says_what_is_tried() -> None:
+    assert rows() in (TESTS.parent / "README.md").read_text(encoding="utf-8")
+
+
 def test_every_fault_is_provoked() -> None:
     found = register()
     missing = {number: fault for number, fault in FAULTS.items() if number not in found}
@@ -99,3 +168,4 @@ def test_every_fault_is_provoked() -> None:
 
 if __name__ == "__main__":
     print(table())
+    print(rows())

@@ -49,12 +49,14 @@ def test_a_torn_line_of_the_validation_log_does_not_swallow_the_next(tmp_path: P
     path = tmp_path / "validation.jsonl"
     path.write_bytes(b'{"epoch": 1, "dice": 0.5}\n{"epoch": 2, "di')
     log = ValidationLog(tmp_path)
-    log._write(engine(3, dice=0.6))
-    log._write(engine(3, dice=float("nan")))
+    for epoch, dice in ((2, 0.6), (3, float("nan"))):
+        evaluator = engine(3, dice=dice)
+        evaluator.state.epoch = epoch
+        log._write(evaluator)
     assert records(path) == [
         {"epoch": 1, "dice": 0.5},
-        {"epoch": 1, "dice": 0.6},
-        {"epoch": 1, "dice": None},
+        {"epoch": 2, "dice": 0.6},
+        {"epoch": 3, "dice": None},
     ]
     assert len(whole_records(path)) == 3
 

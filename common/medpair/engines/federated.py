@@ -27,7 +27,7 @@ from medpair.data.files import DataError, save_torch
 from medpair.data.locks import hold
 from medpair.engines.checkpoint import StartFrom, TrainingCheckpoint
 from medpair.engines.numerics import require_finite
-from medpair.engines.restore import newest_good
+from medpair.engines.restore import CHECKPOINT, newest_good
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,14 @@ class RoundCheckpoint(TrainingCheckpoint):
         self._lock = hold(self.folder)
         remove_partials(self.folder)
         found = newest_good(self.folder) if self.resume else None
+        if found is not None and found[0].name != CHECKPOINT:
+            # the rounds since then have been sent: their steps would not be accounted for, and the
+            # noise of private training would be used a second time, on other weights
+            raise DataError(
+                f"{self.folder / CHECKPOINT}: expected the checkpoint of the last round, found it "
+                f"damaged ({found[0].name} is older than what the server has; --resume False "
+                "joins anew)"
+            )
         if found is not None:
             # not at the start of a round: the client has counted the epochs by then
             self._restore(engine, *found)

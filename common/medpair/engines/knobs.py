@@ -23,6 +23,8 @@ RUNNER = {
     # experiment tracking (``--tracking mlflow``)
     *("tracking_uri", "experiment_name", "run_name", "save_execute_config"),
 }
+# What can be run: the three of every config, and what an overlay adds for --run_id
+RUNS = {"initialize", "run", "finalize", "write_initial"}
 REFERENCE = re.compile(r"@(\w+)")
 
 
@@ -51,7 +53,7 @@ def refuse_unknown_knobs(argv: Sequence[str] | None = None) -> None:
     if any(path.suffix != ".json" for path in files):
         return
     configs = [read_json(path) for path in files]
-    known = {"initialize", "run", "finalize", *configs[0]} | {
+    known = {*RUNS, *configs[0]} | {
         name for config in configs for name in REFERENCE.findall(str(config))
     }
     for path, config in zip(files[1:], configs[1:], strict=True):
