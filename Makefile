@@ -1,6 +1,6 @@
 # make demo [DATASET=folder]   the main job from nothing, ten minutes on two cores
 # make test                    every check and test
-# make test-long               the same with more repetitions and longer runs: about an hour
+# make test-long               the same with more repetitions and longer runs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,10 +27,10 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 test-long: lint
-	MEDPAIR_LONG=1 $(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 MEDPAIR_LONG=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_wgan_step.py --filters 256 --repeats 5

@@ -110,8 +110,8 @@ def test_the_real_command_ends_with_the_signature(dataset: str, tmp_path: Path) 
     assert result.returncode == 1
     line = result.stderr.strip().splitlines()[-1]
     assert line == (
-        "medpair: medpair.data.labels.LabelChannels: expected the arguments (num_labels, off=-1.0, "
-        "on=1.0, threshold=0.0), found 'threshhold'; did you mean threshold?"
+        "medpair: label_channels#threshhold: expected an argument of LabelChannels, found none of "
+        "that name; did you mean threshold?"
     )
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()

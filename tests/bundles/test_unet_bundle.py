@@ -296,5 +296,5 @@ def test_unused_jsons_are_none() -> None:
         for path in configs.glob("*.json"):
             # these bring knobs of their own, which their own tests turn
             own = ("train", "inference", "metadata", "wgan_dp", "finetune", "federated")
-            if path.stem not in own:
+            if path.stem not in own and not path.stem.startswith("multi_gpu"):
                 assert set(json.loads(path.read_text())) <= known, path

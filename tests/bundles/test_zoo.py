@@ -177,9 +177,9 @@ def test_configs_find_the_bundles_own_code(submission: Submission) -> None:
         if "initialize" in config:
             assert first[0] == "$sys.path.insert(0, @bundle_root)", path.name
             # hooks and signals of a federated client are its own
-            asks = "sharing.own_code.require_own_code"
-            asks = asks if path.stem == "federated" else "engines.refusals.plain_refusals"
-            expected = {"_target_": f"medpair.{asks}", "bundle_root": "@bundle_root"}
+            own = {"hooks": False} if path.stem == "federated" else {}
+            target = "medpair.engines.refusals.plain_refusals"
+            expected = {"_target_": target, "bundle_root": "@bundle_root", **own}
             assert first[1] == expected, path.name
         if "imports" in config:
             assert "$import sys" in config["imports"], path.name

@@ -24,6 +24,7 @@ def engine_at(iteration: int, value: float = 1.0) -> Any:
         state=SimpleNamespace(iteration=iteration, epoch_length=2, batch=None),
         state_objects=dict,
         model_state=lambda: {"weight": torch.tensor([value])},
+        has_event_handler=lambda *_: True,
     )
 
 

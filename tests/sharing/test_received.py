@@ -131,6 +131,6 @@ def test_bundles_in_one_process_run_their_own_code(received: Path, tmp_path: Pat
     found = json.loads(report.read_text())
     assert Path(found["medpair"]).resolve() == (received / "wgan_sn_mp/medpair/__init__.py")
     assert found["loaded"] == [True, True]
-    assert found["inferer"] == "SlidingWindowInferer"
+    assert found["inferer"] == "FittingWindowInferer"
     assert f"{old / 'medpair'}: expected the bundle's own MedPair 0.0.9 to run" in found["refused"]
     assert f"in {received / 'wgan_sn_mp' / 'medpair'}" in found["refused"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ class WholeFilesd(MapTransform):
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return ``data`` as it is; raises DataError for a file that cannot be used, naming it."""
         for key in self.key_iterator(data):
+            if not isinstance(data[key], (str, os.PathLike)):  # an application has read it already
+                continue
             size, spacing = read_grid(data[key])
             if self.spacing is not None:
                 resampled_size(size, list(spacing), self.spacing, data[key])

@@ -27,7 +27,7 @@ def first_data_error(error: BaseException) -> DataError | None:
     return None
 
 
-def plain_refusals(bundle_root: str | Path | None = None) -> None:
+def plain_refusals(bundle_root: str | Path | None = None, hooks: bool = True) -> None:
     """Let this process end on a ``DataError`` with its message alone and exit code 1.
 
     So it does on wrong arguments of a component (see ``medpair.engines.config_errors``).
@@ -40,8 +40,11 @@ def plain_refusals(bundle_root: str | Path | None = None) -> None:
 
     Args:
         bundle_root: the bundle's folder; None: do not ask whose code runs.
+        hooks: False leaves ``sys.excepthook`` and signals to who runs the bundle: a federated
+            client.
     """
-    _print_refusals()
+    if hooks:
+        _take_over_the_end()
     if bundle_root is not None:
         require_own_code(bundle_root)
     refuse_unknown_knobs()
@@ -49,7 +52,8 @@ def plain_refusals(bundle_root: str | Path | None = None) -> None:
     suit_tracking()
 
 
-def _print_refusals() -> None:
+def _take_over_the_end() -> None:
+    """Print refusals as one line, and clean up on SIGTERM."""
     previous = sys.excepthook
     if getattr(previous, "plain_refusals", False):  # several workflows in one process
         return
@@ -68,7 +72,7 @@ def _print_refusals() -> None:
     sys.excepthook = hook
     if (
         threading.current_thread() is threading.main_thread()
-        # who has a handler of its own, such as a federated client, keeps it
+        # who has a handler of its own keeps it
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
         signal.signal(signal.SIGTERM, _leave)
