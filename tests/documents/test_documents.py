@@ -109,7 +109,12 @@ def method_of(document: str) -> str:
 def with_cohorts(root: Path) -> Path:
     """Give a folder the bundles and the cohorts that the documents speak of; return it."""
     (root / "bundles").symlink_to(ROOT / "bundles")
-    for name, seed in {"my_cohort": 0, "hippocampus_mr": 1, "new_cohort": 2}.items():
+    for name, seed in {
+        "my_cohort": 0,
+        "hippocampus_mr": 1,
+        "new_cohort": 2,
+        "hippocampus_30": 4,
+    }.items():
         rename(tiny_dataset(root / name, count=6, validation=3, seed=seed), "anterior", "posterior")
     size, spacing = (36, 32, 32), (2.0, 2.0, 2.0)
     brain = tiny_dataset(root / "brain_t1", 6, size, 4, spacing, validation=3)
