@@ -124,7 +124,7 @@ def with_cohorts(root: Path) -> Path:
         "four_tissues": {str(k): {"name": name, "values": [k]} for k, name in enumerate(tissues, 1)}
     }
     write_json(brain / "dataset.json", content)
-    maps = tiny_dataset(root / "my_label_maps", count=2, validation=0, seed=3)
+    maps = tiny_dataset(root / "my_label_maps", count=2, validation=0, seed=9)
     rename(maps, "anterior", "posterior")
     content = read_json(maps / "dataset.json")
     content["channel_names"] = {}
