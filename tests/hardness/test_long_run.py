@@ -88,7 +88,7 @@ def run_watched(processes: Processes, command: Command, interval: float) -> Watc
 def test_many_pairs_in_flat_memory(
     workers: int, processes: Processes, reference: Reference, tmp_path: Path
 ) -> None:
-    pairs = PAIRS if workers == 0 else PAIRS // 3
+    pairs = PAIRS // 3 if workers and LONG else PAIRS
     command = reference(WGAN, "inference").command.into(tmp_path / "out")
     command = command.with_knob("batch_size", "8").with_knob("num_workers", str(workers))
     # a first part, so that there is a list while the rest is made

@@ -8,6 +8,7 @@ nothing: one process is its own main one.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from datetime import timedelta
@@ -91,6 +92,9 @@ def start(device: torch.device | str, timeout_minutes: float = 30.0) -> None:
         dist.init_process_group("nccl", timeout=timeout, device_id=device)
     else:
         dist.init_process_group("gloo", timeout=timeout)
+    # The group's destructor waits for its threads, and a gloo thread that drops a finished work may
+    # wait for the interpreter lock that the destructor holds: for ever. So it is never destructed.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     if not is_main_rank():
         logging.disable(logging.INFO)
 

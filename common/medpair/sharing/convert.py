@@ -22,7 +22,7 @@ from medpair import __version__
 from medpair.data.check import check_dataset
 from medpair.data.dataset import SPLITS, DatasetFolder, entry, write_dataset_json
 from medpair.data.faults import errors_of, one_line
-from medpair.data.files import DataError, Volume, read_json, write_json
+from medpair.data.files import DataError, Volume, file_sha256, read_json, write_json
 from medpair.data.labels import LabelMap
 from medpair.sharing.convert_volumes import (
     on_grid,
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 KEPT = ("description", "licence", "reference", "release", "origin")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 T = TypeVar("T")
+
+LISTS = (".json", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def claim(
         root: the folder to fill.
         verb: such as ``export nnunet``.
         source: the folder that is converted.
-        files: what is read of it: names, sizes and times go into the hash.
+        files: what is read of it: names and sizes go into the hash, of lists (JSON, TSV) what they
+            say, of other files their times.
         options: all that changes what is written.
         record: where the record goes, relative to ``root``.
 
@@ -90,7 +93,9 @@ def claim(
             name = path.relative_to(source)
         except ValueError:
             name = path
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        # lists are written again when an export is repeated, with the same content
+        stamp = file_sha256(path) if path.suffix in LISTS else status.st_mtime_ns
+        digest.update(f"{name}\0{status.st_size}\0{stamp}\n".encode())
     now = {
         "made_by": f"medpair {verb}",
         "medpair_version": __version__,
