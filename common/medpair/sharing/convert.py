@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 KEPT = ("description", "licence", "reference", "release", "origin")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 T = TypeVar("T")
-
+# Whose content counts, not their time
 LISTS = (".json", ".tsv")
 
 
