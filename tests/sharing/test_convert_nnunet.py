@@ -84,6 +84,14 @@ def test_a_killed_export_goes_on_and_another_is_refused(tmp_path: Path) -> None:
         export_nnunet(source, tmp_path / "raw", 1, "Other")
 
 
+def test_both_ways_can_be_repeated(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 2)
+    for _ in range(2):  # the lists are written anew, with what they said
+        made = export_nnunet(source, tmp_path / "raw", 1)
+        import_nnunet(made.parent, tmp_path / "back")
+    assert_same(source, tmp_path / "back", roi=False)
+
+
 def rename(folder: Path, **names: str) -> None:
     """Give cases other names."""
     text = (folder / "dataset.json").read_text()
