@@ -199,8 +199,9 @@ def test_processes_leave_out_a_step_together(monkeypatch: pytest.MonkeyPatch) ->
     assert not steps.step(torch.optim.SGD([parameter], 1.0), {"loss": torch.tensor(0.5)})
     assert parameter == 1.0
     engine = SimpleNamespace(state=SimpleNamespace(iteration=5, batch=None))
-    with pytest.raises(NotFiniteError, match="found loss nan"):
+    with pytest.raises(NotFiniteError, match=r"found loss nan, .* in another process") as caught:
         steps.finish(engine)
+    assert [step["in_this_process"] for step in caught.value.report["steps"]] == [False]
 
 
 def test_the_gradient_norm_is_that_of_all_parameters() -> None:

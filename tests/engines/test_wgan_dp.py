@@ -19,7 +19,7 @@ from medpair.data.labels import LabelChannels
 from medpair.data.poisson import SecretSeed
 from medpair.engines import privacy
 from medpair.engines.privacy import ORDERS, PrivacyBudget
-from medpair.engines.wgan_dp import PrivateWGANTrainer
+from medpair.engines.wgan_dp import PrivateWGANTrainer, leave_out_infinite
 from medpair.networks.wgan import Critic, Generator
 
 pytest.importorskip("opacus", reason="Opacus is not installed (extra dp)")
@@ -183,6 +183,19 @@ def test_an_iteration_accounts_for_every_step_and_keeps_weights_small() -> None:
     assert values.abs().max().item() == pytest.approx(0.01)
     # what is logged is the fakes' score alone
     assert set(trainer.state.output) == {"loss", "generator_loss"}
+
+
+def test_a_volume_whose_gradient_is_not_finite_leaves_no_trace() -> None:
+    """Clipped and noised, NaN would stay NaN: who is in the batch would decide on the step."""
+    one, two = (nn.Parameter(torch.zeros(shape)) for shape in ((2,), (3, 1)))
+    one.grad_sample = torch.ones(4, 2)  # type: ignore[attr-defined]
+    two.grad_sample = torch.ones(4, 3, 1)  # type: ignore[attr-defined]
+    one.grad_sample[1, 0] = math.nan  # type: ignore[attr-defined]
+    two.grad_sample[3, 2] = math.inf  # type: ignore[attr-defined]
+    leave_out_infinite([one, two])
+    for parameter in (one, two):
+        sums = parameter.grad_sample.flatten(1).sum(dim=1)  # type: ignore[attr-defined]
+        assert (sums != 0).tolist() == [True, False, True, False]
 
 
 def test_generator_step_is_the_plain_one() -> None:

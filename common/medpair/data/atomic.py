@@ -76,8 +76,13 @@ def _new_partial(final: Path) -> tuple[int | None, Path]:
         if fcntl is None:
             os.close(handle)
             return None, Path(name)
-        with suppress(OSError):  # a disk without locks
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # found by one who removes what is left, before it was locked
+            os.close(handle)
+            continue
+        except OSError:  # a disk without locks
+            pass
         if os.fstat(handle).st_nlink:  # not removed before it was locked
             return handle, Path(name)
         os.close(handle)

@@ -22,8 +22,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How PyTorch's CPU allocator and its kernels say it: there is no exception of its own
-CPU_TEXTS = (
+# How PyTorch's CPU allocator, CUDA and the kernels say it, without an exception of its own
+TEXTS = (
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "could not create a memory object",
@@ -42,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     while current is not None:
         if isinstance(current, (torch.OutOfMemoryError, MemoryError)):
             return True
-        if isinstance(current, RuntimeError) and any(t in str(current) for t in CPU_TEXTS):
+        if isinstance(current, RuntimeError) and any(t in str(current) for t in TEXTS):
             return True
         current = current.__cause__ or current.__context__
     return False

@@ -27,7 +27,7 @@ class SecretSeed:
     """The seed of what must not be guessed: who is in a batch, and the noise.
 
     Whoever knows it can take the noise off again. So it comes from the operating system, and it is
-    kept in ``checkpoint.pt`` alone: a resumed run goes on bit by bit, a new run draws another.
+    kept in the run's checkpoints alone: a resumed run goes on bit by bit, a new run draws another.
 
     Args:
         seed: for tests and comparisons; None draws 128 bits.

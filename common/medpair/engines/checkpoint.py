@@ -24,6 +24,7 @@ from medpair.engines.distributed import (
     is_distributed,
     is_main_rank,
     largest_over_ranks,
+    main_rank_first,
     wait_for_all,
 )
 from medpair.engines.numerics import require_finite
@@ -126,16 +127,20 @@ class TrainingCheckpoint:
 
     def _start(self, engine: Any) -> None:
         """Restore the run if there is one, and take over the folder and the stop signals."""
-        if is_main_rank():
+        found: tuple[Path, dict[str, Any]] | None = None
+
+        def look() -> None:
+            nonlocal found
             self._lock = hold(self.folder)
             remove_partials(self.folder)
+            # one process looks first: it may have to put a damaged file aside
+            found = newest_good(self.folder) if self.resume else None
+
+        main_rank_first(look)
         # added here to come after all other handlers
         if not engine.has_event_handler(self._save_state, Events.EPOCH_COMPLETED):
             last = Events.EPOCH_COMPLETED(every=self.interval)
             engine.add_event_handler(last, self._save_state)
-        # one process looks first: it may have to put a damaged file aside
-        found = newest_good(self.folder) if self.resume and is_main_rank() else None
-        wait_for_all()
         if self.resume and not is_main_rank():
             found = newest_good(self.folder)
         if found is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -161,6 +162,25 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def main_rank_first(act: Callable[[], None]) -> None:
+    """Let the main process do something, the others wait; what it refuses, all refuse.
+
+    Raises:
+        DataError: in every process, if the main one raises it.
+    """
+    refusal: DataError | None = None
+    if is_main_rank():
+        try:
+            act()
+        except DataError as error:
+            refusal = error
+    told = gathered(None if refusal is None else str(refusal))[0]
+    if refusal is not None:
+        raise refusal
+    if told is not None:
+        raise DataError(told)
 
 
 def wait_for_all() -> None:

@@ -122,6 +122,7 @@ class RoundCheckpoint(TrainingCheckpoint):
             self._restore(engine, *found)
         engine.add_event_handler(Events.STARTED, self._begin_round)
         engine.add_event_handler(Events.COMPLETED, self.save)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._leave_and_raise)
 
     def save(self, engine: Any) -> None:
         """Write ``checkpoint.pt``, unless weights are not finite."""

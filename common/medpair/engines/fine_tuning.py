@@ -275,6 +275,12 @@ class FineTuning:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer: resuming replaces these weights."""
+        critics = [part.path for part in self.parts if part.part == "critic"]
+        if hasattr(engine, "private_seed") and any(critics):
+            raise DataError(
+                "critic_ckpt: expected None in private training, found "
+                f"{critics[0]} (a critic that has seen volumes without noise)"
+            )
         engine.add_event_handler(Events.STARTED, self._load)
 
     def _load(self, engine: Engine) -> None:

@@ -30,9 +30,3 @@ def whole_records(path: Path) -> list[dict[str, Any]]:
 def keep_records(path: Path, records: list[dict[str, Any]]) -> None:
     """Write the records back, one per line."""
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def mend(path: Path) -> None:
-    """Drop a torn last line, so that the next record begins a line of its own."""
-    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        keep_records(path, whole_records(path))

@@ -62,6 +62,7 @@ class BadSteps:
         self.in_a_row = 0
         self.values: dict[str, float] = {}
         self._bad: dict[str, float] = {}
+        self._here = False
         self._norms: dict[str, float] = {}
         self._scales: dict[str, float] = {}
         self._history: list[dict[str, Any]] = []
@@ -70,11 +71,14 @@ class BadSteps:
         """Take in losses (or norms), means over the processes; return whether all are finite."""
         # one transfer from the device for all; a mean with NaN is NaN in every process: one alone
         # may not leave out a step
-        found = mean_over_ranks(torch.stack([value.detach().float() for value in losses.values()]))
+        own = torch.stack([value.detach().float() for value in losses.values()])
+        found = mean_over_ranks(own)
         numbers = dict(zip(losses, found.tolist(), strict=True))
         self.values |= numbers
         bad = {key: value for key, value in numbers.items() if not math.isfinite(value)}
         self._bad |= bad
+        if bad:
+            self._here |= not bool(torch.isfinite(own).all())
         return not bad
 
     def step(
@@ -136,8 +140,10 @@ class BadSteps:
         for network in networks:
             renew_statistics(network)
         self.in_a_row += bool(bad)
+        here, self._here = self._here or not bad, False
         self._history.append(
             {
+                "in_this_process": here,
                 "iteration": int(engine.state.iteration),
                 **identity(engine.state.batch),
                 "losses": readable(values),
@@ -147,6 +153,7 @@ class BadSteps:
         )
         where = f"iteration {engine.state.iteration}"
         on = f" on {names(engine.state.batch)}" if identity(engine.state.batch) else ""
+        on = on if here else " in another process"
         advice = _advice(engine)
         if collapsed:
             self._stop(

@@ -17,8 +17,9 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from medpair.data.cohort import CT, Cohort
-from medpair.data.files import DataError, write_json
+from medpair.data.files import DataError, read_json, write_json
 from medpair.engines.checkpoint import ModelCard
+from medpair.engines.distributed import is_main_rank
 from medpair.engines.logs import MetricsLog
 
 # Opacus's own orders end at 63, too soon for an epsilon well below 1; those just over 1 take long
@@ -201,4 +202,12 @@ class PrivacyCard(ModelCard):
         state = engine.state
         ahead = max(0, state.epoch * state.epoch_length - state.iteration)
         privacy = {**engine.privacy(ahead), "outside_the_guarantee": self.outside}
+        if state.iteration:
+            # a run that goes on from before the model.pt that lies here: that has spent more
+            earlier = read_json(self.path).get("privacy", {}) if self.path.exists() else {}
+            if earlier.get("steps", 0) > privacy["steps"]:
+                privacy = earlier
+        elif is_main_rank():
+            # the weights of another run have spent another epsilon
+            self.path.with_name("model.pt").unlink(missing_ok=True)
         write_json(self.path, {**self.content, "privacy": privacy})

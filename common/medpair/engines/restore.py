@@ -32,6 +32,7 @@ def keep_previous(folder: Path, ours: bool = True) -> None:
     newest, previous = folder / CHECKPOINT, folder / PREVIOUS
     if not ours:
         previous.unlink(missing_ok=True)
+        (folder / DAMAGED).unlink(missing_ok=True)
         return
     if not newest.exists():  # found damaged, and moved away
         return

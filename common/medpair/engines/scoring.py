@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.transforms import SaveImaged
 
 from medpair.data.atomic import remove_partials
@@ -17,7 +18,7 @@ from medpair.data.files import DataError, Volume, write_json, write_text, write_
 from medpair.data.locks import hold
 from medpair.data.orientation import axis_codes, to_ras
 from medpair.data.segmentation import read_truth
-from medpair.engines.distributed import gathered, is_main_rank
+from medpair.engines.distributed import gathered, is_main_rank, main_rank_first
 from medpair.metrics.distance import balanced_average_hausdorff, dice
 from medpair.metrics.summary import summarize
 
@@ -33,7 +34,7 @@ class SaveImageLabels(SaveImaged):
     Applications that want the label map and no file (MONAI Label, MONAI Deploy) leave out
     transforms of the class ``SaveImaged``, or with ``SaveImage`` in their name.
 
-    From the first prediction on, the process has the folder to itself.
+    The run has the folder to itself.
 
     Args:
         output_dir: gets ``labels/CASE.nii.gz``.
@@ -47,12 +48,20 @@ class SaveImageLabels(SaveImaged):
         self.folder = Path(output_dir) / "labels"
         self._lock: Any = None
 
+    def take_folder(self) -> None:
+        """Take the folder for this run; of several processes the main one holds it for all."""
+        self._lock = False
+
+        def take() -> None:
+            self._lock = hold(self.folder.parent)
+            remove_partials(self.folder)
+
+        main_rank_first(take)
+
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Write ``pred`` (1, W, H, D) class indices with its affine."""
         if self._lock is None:
-            # of several processes of one run, the main one holds the folder for all
-            self._lock = hold(self.folder.parent) if is_main_rank() else False
-            remove_partials(self.folder)
+            self.take_folder()
         array, affine = native(data["pred"])
         volume = Volume(array, affine, axis_codes(affine))
         write_volume(self.folder / f"{data['case']}.nii.gz", volume)
@@ -172,8 +181,9 @@ def score(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -
 
 def native(prediction: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return a prediction's classes (W, H, D) and affine (4, 4) on its image's own grid."""
-    array = np.asarray(prediction)[0].astype(np.uint8 if np.max(prediction) < 256 else np.uint16)
-    return array, np.asarray(prediction.affine, dtype=np.float64)
+    array = torch.as_tensor(prediction)[0].detach().cpu().numpy()
+    affine = torch.as_tensor(prediction.affine).cpu().numpy().astype(np.float64)
+    return array.astype(np.uint8 if array.max() < 256 else np.uint16), affine
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -297,7 +297,7 @@ class Vid2VidTrainer(FederatedTrainer):
             return
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.bad_steps.step(optimizer, {name: loss}, name=f"{name}_gradient")
+        self.bad_steps.step(optimizer, {}, name=f"{name}_gradient")
 
     def _judged(
         self, sequence: Sequence, fake: Tensor

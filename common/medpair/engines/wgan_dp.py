@@ -166,7 +166,8 @@ class PrivateWGANTrainer(WGANTrainer):
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             self._per_sample_gradients(real, fake)
         self.private_optimizer.rng = self.private_seed.generator(NOISE, iteration, number)
-        # the noise is on before the look: whether the gradient is finite is no secret then
+        # each volume's gradient is finite and cut, and the noise is on before the look: whether
+        # the sum is finite tells nothing of one volume
         if self.private_optimizer.pre_step():
             optimizer = self.private_optimizer.original_optimizer
             self.bad_steps.step(optimizer, {}, name="noisy_critic_gradient")
@@ -194,6 +195,19 @@ class PrivateWGANTrainer(WGANTrainer):
             self.per_sample.disable_hooks()
         for parameter, mean in zip(parameters, common, strict=True):
             parameter.grad_sample = mean - parameter.grad_sample  # type: ignore[attr-defined]
+        leave_out_infinite(parameters)
+
+
+def leave_out_infinite(parameters: list[nn.Parameter]) -> None:
+    """Set a sample's gradient to 0 in all parameters where it is not finite in one of them.
+
+    Clipping cannot bound it, and a sum that is not finite would show, through any noise, that the
+    volume was there.
+    """
+    samples = [parameter.grad_sample for parameter in parameters]  # type: ignore[attr-defined]
+    finite = torch.stack([torch.isfinite(s.flatten(1)).all(dim=1) for s in samples]).all(dim=0)
+    for sample in samples:
+        sample[~finite] = 0.0
 
 
 def private_optimizer(optimizer: torch.optim.Optimizer, budget: PrivacyBudget) -> Any:
