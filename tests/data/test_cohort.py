@@ -76,6 +76,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
 
 
 def test_missing_card_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"weights")
     with pytest.raises(DataError, match=r"model\.json: expected a JSON file"):
         read_card(tmp_path / "model.pt")
 

@@ -85,6 +85,11 @@ def read_plain_card(checkpoint: str | Path) -> Card:
         DataError: if one of them is missing, cannot be read, or has numbers beyond all limits.
     """
     path = Path(checkpoint).with_suffix(".json")
+    if not path.exists() and not Path(checkpoint).exists():
+        raise DataError(
+            f"{checkpoint}: expected weights with a {path.name} beside them, found no such file "
+            "(--ckpt_path names them; --bundle_root, a bundle that brings its own)"
+        )
     if path.is_file() and path.stat().st_size > MAX_CARD_BYTES:
         raise DataError(
             f"{path}: expected at most {MAX_CARD_BYTES} bytes, found {path.stat().st_size}"

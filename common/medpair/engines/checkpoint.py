@@ -207,6 +207,7 @@ class TrainingCheckpoint:
             # a launcher ends all processes when the first is gone
             wait_for_all()
             self._leave()
+            logger.warning("%s: saved; the same command goes on", self.folder / CHECKPOINT)
             raise SystemExit(128 + number)
 
     def _complete(self, engine: Any) -> None:

@@ -28,7 +28,7 @@ from medpair.data.files import (
 from medpair.data.labels import LabelMap, short_list, whole_values
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
 from medpair.data.slices import frame_box, framed, next_frame, unframed
-from medpair.inferers.folder import SyntheticFolder, stored
+from medpair.inferers.folder import SyntheticFolder, stored, wanted_range
 
 
 class CaseVolumes(Dataset[dict[str, Any]]):
@@ -224,8 +224,9 @@ class CaseWriter:
     ) -> None:
         self.cases = cases
         self.cohort = cohort_of(card)
-        stop = len(cases) if num_samples is None else min(len(cases), start_index + num_samples)
-        self.wanted = range(start_index, stop)
+        count = max(1, len(cases) - start_index) if num_samples is None else num_samples
+        # the slice ends with the input
+        self.wanted = range(len(cases))[wanted_range(start_index, count)[0] : start_index + count]
         origin = {
             "generator": generator,
             "weights": Path(weights).name,

@@ -32,6 +32,18 @@ WHOLE_STEPS = 500
 PREFIX = "pair_"
 
 
+def wanted_range(start_index: int, num_samples: int) -> range:
+    """Return the indices of the samples that are asked for.
+
+    Raises:
+        DataError: for a number below 1, a start below 0, or what is no whole number.
+    """
+    for name, value, least in (("num_samples", num_samples, 1), ("start_index", start_index, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DataError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+    return range(start_index, start_index + num_samples)
+
+
 class SyntheticFolder:
     """The output folder of a generator.
 

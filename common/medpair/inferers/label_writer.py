@@ -14,7 +14,7 @@ from medpair.data.cohort import cohort_of
 from medpair.data.files import Volume, file_sha256, write_volume
 from medpair.data.sampling import numpy_generator
 from medpair.data.slices import frame_box, unframed
-from medpair.inferers.folder import SyntheticFolder, centred_affine
+from medpair.inferers.folder import SyntheticFolder, centred_affine, wanted_range
 from medpair.inferers.label_volume import LabelVolumeInferer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class LabelVolumeWriter:
         self.cohort = cohort_of(card)
         self.inferer = inferer
         self.seed = seed
-        self.wanted = range(start_index, start_index + num_samples)
+        self.wanted = wanted_range(start_index, num_samples)
         origin = {
             "generator": "medgen3d_mcdpm",
             "weights": Path(weights).name,

@@ -23,7 +23,7 @@ from medpair.data.labels import LabelChannels
 from medpair.data.memory import Parts
 from medpair.data.patches import crop_box
 from medpair.data.sampling import numpy_generator
-from medpair.inferers.folder import SyntheticFolder, centred_affine, stored
+from medpair.inferers.folder import SyntheticFolder, centred_affine, stored, wanted_range
 from medpair.networks.wgan import Generator
 
 # Fixes the meaning of (seed, index): two streams, so that sizes and latents are independent
@@ -110,7 +110,7 @@ class PairWriter:
     ) -> None:
         self.cohort = cohort_of(card)
         self.label_channels = part_of(card, "label_channels", LabelChannels)
-        self.wanted = range(start_index, start_index + num_samples)
+        self.wanted = wanted_range(start_index, num_samples)
         self.seed = seed
         origin = {
             "generator": "wgan",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from medpair.data.dataset import entry, write_dataset_json
-from medpair.data.files import Volume, write_volume
+from medpair.data.files import DataError, Volume, read_json, write_json, write_volume
 from medpair.data.phantoms import Phantom
 from medpair.data.phantoms.brain import BRAIN_LABELS, brain_phantom
 from medpair.data.phantoms.thorax import THORAX_LABELS, thorax_phantom
@@ -71,6 +72,7 @@ def write_phantom_cohort(
 
     Raises:
         ValueError: if the kind is unknown, or the counts do not fit.
+        DataError: if the folder holds volumes that were simulated otherwise.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {sorted(KINDS)}, found {kind!r}")
@@ -80,6 +82,7 @@ def write_phantom_cohort(
     size = made.size if size is None else tuple(size)
     spacing = made.spacing if spacing is None else tuple(spacing)
     root = Path(folder)
+    _claim(root, {"kind": kind, "seed": seed, "size": list(size), "spacing": list(spacing)})
     splits: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
     for index in tqdm(range(count), unit="volume", disable=not progress):
         split = "training" if index < count - validation else "validation"
@@ -96,6 +99,18 @@ def write_phantom_cohort(
         description=f"simulated by medpair phantom {kind}, seed {seed}; no person's data",
         licence="Apache-2.0",
     )
+
+
+def _claim(root: Path, made: dict[str, Any]) -> None:
+    """Note in ``phantom.json`` how the volumes are made; refuse those made otherwise."""
+    path = root / "phantom.json"
+    there = read_json(path) if path.exists() else made
+    if there != made:
+        raise DataError(
+            f"{path}: expected volumes made as asked for now, {made}, found {there} "
+            "(choose another folder)"
+        )
+    write_json(path, made)
 
 
 def _write(root: Path, paths: dict[str, str], phantom: Phantom) -> None:
