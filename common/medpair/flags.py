@@ -42,3 +42,21 @@ def refuse_unknown_flags(
         near = difflib.get_close_matches(key, known, 1)
         hint = f"; did you mean --{near[0]}?" if near else f" of {known}"
         raise ValueError(f"{word}: expected a flag of {command} {verb}, found none{hint}")
+
+
+def numbers(value: Any) -> list[float]:
+    """Return ``128,128,64`` or (128, 128, 64) as a list of three numbers.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        result = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        result = []
+    if len(result) != 3:
+        raise ValueError(
+            f"size or spacing: expected three numbers such as 128,128,64, found {value!r}"
+        )
+    return result

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import medpair
-from medpair import cli
+from medpair import cli_share
 from medpair.data.files import DataError, file_sha256, read_json, save_torch, write_json
 from medpair.sharing.manifest import verify_bundle
 from medpair.sharing.own_code import code_digest, require_own_code, version_of
@@ -163,19 +163,19 @@ def test_every_change_is_found(bundle: Path, tmp_path: Path) -> None:
 def test_verbs_print_the_hash_and_tell_by_their_exit_code(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.pack(str(bundle), str(tmp_path / "dist"))
+    cli_share.pack(str(bundle), str(tmp_path / "dist"))
     path = tmp_path / "dist" / "tiny_bundle_v1.2.3.zip"
     packed = capsys.readouterr().out
     assert packed == f"{path}\nsha256 {file_sha256(path)}\n"
-    cli.verify(str(path))
+    cli_share.verify(str(path))
     assert file_sha256(path) in capsys.readouterr().out
     root = unpacked(path, tmp_path / "got")
     (root / "LICENSE").unlink()
     with pytest.raises(SystemExit, match="1"):
-        cli.verify(str(root))
+        cli_share.verify(str(root))
     assert "LICENSE: expected a file, found none" in capsys.readouterr().out
     with pytest.raises(DataError, match="nowhere: expected a bundle's folder, found none"):
-        cli.pack("nowhere", str(tmp_path / "dist"))
+        cli_share.pack("nowhere", str(tmp_path / "dist"))
 
 
 def rewritten(path: Path, target: Path, *more: tuple[str, bytes, int]) -> Path:
