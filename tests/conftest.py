@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,17 @@ from medpair.data.files import Volume, write_volume
 def one_thread() -> None:
     """Small volumes are slower on more threads, and far slower on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """Give back what bundles take over in their process: the end on an error, and signals."""
+    hook = sys.excepthook
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    sys.excepthook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def tiny_dataset(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -30,6 +34,7 @@ from tests.bundles.conftest import (
     workflow,
 )
 from tests.conftest import tiny_dataset
+from tests.nnunet import verify
 
 VARIANTS = ["wgan_gp", "wgan_gp_sn", "wgan_sn_mp", "wgan_c_sn_mp", "compact"]
 Train = Callable[[str], Path]
@@ -210,6 +215,41 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_identically(
     assert_same_run(one, two)
 
 
+def test_a_signal_to_the_whole_group_spares_the_workers_of_the_step(
+    dataset: str, tmp_path: Path
+) -> None:
+    """As a batch system sends it: workers live on for the step, say nothing, and then go."""
+    settings = {**SMALL_WGAN, "dataset_dir": dataset, "output_dir": str(tmp_path)}
+    cut = workflow("wgan_sn_mp", ["train"], num_workers=2, **settings)
+    trainer = cut.parser.get_parsed_content("train#trainer")
+    workers: list[Any] = []
+
+    def tell_all() -> None:
+        workers.extend(multiprocessing.active_children())
+        for worker in workers:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=1), tell_all)
+    handler = logging.FileHandler(tmp_path / "said.txt")
+    logging.getLogger("medpair").addHandler(handler)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            trainer.run()
+    finally:
+        logging.getLogger("medpair").removeHandler(handler)
+    assert stop.value.code == 143
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 1
+    assert len(workers) == 2
+    del trainer, cut
+    gc.collect()
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode is not None
+    assert (tmp_path / "said.txt").read_text().count("SIGTERM: finishing this step") == 1
+
+
 def test_a_finished_run_started_again_does_nothing(trained_wgan: Train, dataset: str) -> None:
     folder = trained_wgan("compact")
     before = (folder / "model.pt").read_bytes(), (folder / "metrics.jsonl").read_text()
@@ -301,11 +341,7 @@ def test_properties_of_inference_are_complete(trained_wgan: Train, tmp_path: Pat
 
 
 def test_generated_folder_is_a_valid_nnunet_dataset(trained_wgan: Train, tmp_path: Path) -> None:
-    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-
-    output = sample(trained_wgan("compact"), tmp_path / "Dataset501_Synthetic")
-    verify_dataset_integrity(str(output), num_processes=1)
+    verify(sample(trained_wgan("compact"), tmp_path / "Dataset501_Synthetic"))
 
 
 def test_the_command_line_works_from_another_directory(

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from tests.conftest import tiny_dataset
+from tests.nnunet import verify
 from tests.sharing.folders import assert_same, rich_dataset
 
 from medpair.data.check import check_dataset
@@ -20,14 +21,6 @@ from medpair.data.files import DataError, read_json, write_json
 from medpair.sharing.convert_nnunet import export_nnunet
 from medpair.sharing.convert_nnunet_read import import_nnunet
 from medpair.sharing.convert_volumes import read_image
-
-
-def verify(folder: Path) -> None:
-    """Run nnU-Net's own check; it raises, or prints what it only warns of."""
-    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-
-    verify_dataset_integrity(str(folder), num_processes=1)
 
 
 def test_there_and_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
