@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -83,7 +82,6 @@ class TrainingCheckpoint:
         self.stop_signal: int | None = None
         self.saved_iteration = -1
         self._previous: dict[int, Any] = {}
-        self._process = os.getpid()
         self._lock: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -197,10 +195,6 @@ class TrainingCheckpoint:
 
     def _ask_stop(self, number: int, frame: FrameType | None) -> None:
         """Note the signal; a second one acts at once (launchers repeat theirs, and then kill)."""
-        if os.getpid() != self._process:
-            # a forked worker, told with its whole group: the trainer needs it for the step
-            signal.signal(number, signal.SIG_DFL)
-            return
         self.stop_signal = number
         logger.warning("%s: finishing this step, then saving", signal.Signals(number).name)
         if not is_distributed():
