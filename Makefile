@@ -1,12 +1,14 @@
 # make demo [DATASET=folder]   the main job from nothing, ten minutes on two cores
 # make test                    every check and test
 # make test-long               the same with more repetitions and longer runs
+# make bench                   what is faster than what a user would otherwise run, by how much; minutes
+# make bench-gpu               the same on a CUDA device
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?=
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long lint bench bench-gpu clean
 
 # pip runs again when the dependencies change
 $(VENV)/installed: pyproject.toml
@@ -33,10 +35,10 @@ test-long: lint
 	OMP_NUM_THREADS=1 MEDPAIR_LONG=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 bench: $(VENV)/installed
-	$(BIN)/python tests/benchmarks/bench_wgan_step.py --filters 256 --repeats 5
-	$(BIN)/python tests/benchmarks/bench_distance.py
-	$(BIN)/python tests/benchmarks/bench_refiner.py
-	$(BIN)/python tests/benchmarks/bench_frechet.py
+	$(BIN)/python tests/benchmarks
+
+bench-gpu: $(VENV)/installed
+	$(BIN)/python tests/benchmarks --device cuda
 
 clean:
 	rm -rf $(VENV) demo
