@@ -14,6 +14,7 @@ import pkgutil
 import resource
 import runpy
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,7 @@ def child(task: dict[str, Any]) -> int:
         sys.excepthook(*sys.exc_info())
         # Python ends itself by the signal after Ctrl-C; shells call that 130
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()  # what an interpreter does first when it ends
     if task.get("count"):
         Path(task["count"]).write_text(str(count[0]))
     return code

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,10 +52,6 @@ def atomic_path(path: str | Path, size: int | None = None) -> Iterator[Path]:
         yield partial
         with open(partial, "rb") as written:
             os.fsync(written.fileno())
-        # mkstemp makes private files; give the usual permissions of a new file
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
         os.replace(partial, final)
     except BaseException as error:
         # counted before it is removed
@@ -72,10 +68,16 @@ def atomic_path(path: str | Path, size: int | None = None) -> Iterator[Path]:
 def _new_partial(final: Path) -> tuple[int | None, Path]:
     """Return a temporary file, open and locked: the lock says that its writer lives."""
     while True:
-        handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=f"-{final.name}", dir=final.parent)
+        partial = final.parent / f"{PARTIAL}{secrets.token_hex(4)}-{final.name}"
+        try:
+            # not mkstemp, whose files are private: a umask, known only by changing it, would have
+            # to be applied afterwards, and belongs to all threads
+            handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
         if fcntl is None:
             os.close(handle)
-            return None, Path(name)
+            return None, partial
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # found by one who removes what is left, before it was locked
@@ -84,7 +86,7 @@ def _new_partial(final: Path) -> tuple[int | None, Path]:
         except OSError:  # a disk without locks
             pass
         if os.fstat(handle).st_nlink:  # not removed before it was locked
-            return handle, Path(name)
+            return handle, partial
         os.close(handle)
 
 

@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
 from medpair.data.check_header import AFFINE_TOLERANCE, MAX_VOXELS, matrix
@@ -19,6 +20,8 @@ from medpair.data.files import DataError, Volume, read_volume
 from medpair.data.labels import LabelMap, whole_values
 
 logger = logging.getLogger(__name__)
+
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 # The robust range of a volume: a few hot voxels or a wide empty margin must not set the scale.
 ROBUST_PERCENTILES = (0.5, 99.5)
@@ -107,7 +110,7 @@ def to_unit(image: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip((image - low) * (2.0 / (high - low)) - 1.0, -1.0, 1.0).astype(np.float32)
 
 
-def from_unit(image: np.ndarray, low: float, high: float) -> np.ndarray:
+def from_unit(image: Array, low: float, high: float) -> Array:
     """Map -1..1 to ``low..high``."""
     return (image + 1.0) * (0.5 * (high - low)) + low
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 
 from medpair.data.atomic import DataError, atomic_path, not_written
 from medpair.data.check_header import Header, RefusedError, matrix
 from medpair.data.faults import one_line
+from medpair.data.nifti_bytes import gzipped, nifti_pieces
 from medpair.data.nifti_stream import verify_voxels, whole_header, whole_voxels
 from medpair.data.orientation import axis_codes, ras_axes, to_ras
 
@@ -220,16 +220,11 @@ def write_volume(path: str | Path, volume: Volume, dtype: Any = None) -> None:
     if dtype.kind in "iu" and array.dtype.kind == "f" and _holds(dtype, array):
         # nibabel scales any float to the full integer range: 1 would come back as 1.004
         array = array.astype(dtype)
-    image = nib.Nifti1Image(array, volume.affine, dtype=dtype)
-    target = nib.orientations.axcodes2ornt(tuple(volume.orientation))
-    start = ras_axes(volume.affine)
-    image = image.as_reoriented(nib.orientations.ornt_transform(start, target))
-    image.header.set_data_dtype(dtype)
-    image.set_qform(image.affine, code=1)
-    image.set_sform(image.affine, code=1)
-    image.header.set_xyzt_units("mm", "sec")
-    with atomic_path(path) as partial:
-        nib.save(image, partial)
+    pieces = nifti_pieces(array, volume.affine, dtype, volume.orientation)
+    if Path(path).name.endswith(".gz"):
+        pieces = gzipped(pieces)
+    with atomic_path(path, sum(map(len, pieces))) as partial, open(partial, "wb") as file:
+        file.writelines(pieces)
 
 
 def _holds(dtype: np.dtype, array: np.ndarray) -> bool:

@@ -101,6 +101,11 @@ class SyntheticFolder:
         """Return whether the case is there, whole."""
         return self.sidecar(index).exists()
 
+    @property
+    def begun(self) -> bool:
+        """Return whether this run has written a case: others may then be written side by side."""
+        return self._begun
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Write one case within; the first one of a run is written by one run at a time.
@@ -245,10 +250,13 @@ def stored(image: np.ndarray, low: float, high: float) -> np.ndarray:
 
     Floats are written as int16 with a scale factor.
     """
+    return np.rint(image).astype(np.int16) if whole_steps(low, high) else image
+
+
+def whole_steps(low: float, high: float) -> bool:
+    """Return whether intensities of this range are stored as whole steps, int16."""
     info = np.iinfo(np.int16)
-    if high - low >= WHOLE_STEPS and info.min <= low and high <= info.max:
-        return np.rint(image).astype(np.int16)
-    return image
+    return high - low >= WHOLE_STEPS and info.min <= low and high <= info.max
 
 
 def centred_affine(spacing: Sequence[float], size: Sequence[int]) -> np.ndarray:

@@ -23,7 +23,8 @@ from medpair.data.labels import LabelChannels
 from medpair.data.memory import Parts
 from medpair.data.patches import crop_box
 from medpair.data.sampling import numpy_generator
-from medpair.inferers.folder import SyntheticFolder, centred_affine, stored, wanted_range
+from medpair.inferers.background import Background
+from medpair.inferers.folder import SyntheticFolder, centred_affine, wanted_range, whole_steps
 from medpair.networks.wgan import Generator
 
 # Fixes the meaning of (seed, index): two streams, so that sizes and latents are independent
@@ -83,7 +84,8 @@ class PairWriter:
     """Turn generated pairs into volumes on the training cohort's scale and write them.
 
     As postprocessing it writes one pair; ``complete`` writes ``dataset.json``. Every pair has a
-    sidecar ``provenance/NAME.json``, written last: a pair whose sidecar exists is whole.
+    sidecar ``provenance/NAME.json``, written last: a pair whose sidecar exists is whole. Files are
+    the same whoever writes them.
 
     Args:
         output_dir: the dataset folder.
@@ -93,6 +95,8 @@ class PairWriter:
         seed: of the cohort to be made.
         start_index: index of the first sample.
         split: list of ``dataset.json`` that the pairs go into.
+        num_workers: threads that compress and write while further pairs are made; 0 writes each
+            pair before the next one is made.
 
     Raises:
         DataError: if ``output_dir`` holds pairs made with other weights or another seed.
@@ -107,7 +111,9 @@ class PairWriter:
         seed: int = 0,
         start_index: int = 0,
         split: str = "training",
+        num_workers: int = 0,
     ) -> None:
+        self.background = Background(num_workers)
         self.cohort = cohort_of(card)
         self.label_channels = part_of(card, "label_channels", LabelChannels)
         self.wanted = wanted_range(start_index, num_samples)
@@ -130,25 +136,41 @@ class PairWriter:
         """Write the pair of ``data``: ``pred`` (1 + num_labels, H, W, D) and its ``index``."""
         index = int(data["index"])
         if index in self.wanted and not self.folder.has(index):
-            with self.folder.writing():
-                self._write(index, torch.as_tensor(data["pred"]).cpu())
+            image, label = self._volumes(index, torch.as_tensor(data["pred"]))
+            if self.folder.begun:
+                self.background(self._write, index, image, label)
+            else:
+                with self.folder.writing():
+                    self._write(index, image, label)
         return data
 
     def complete(self) -> Path:
         """Write ``dataset.json`` over all pairs in the folder."""
+        self.background.finish()
         return self.folder.complete()
 
-    def _write(self, index: int, pair: Tensor) -> None:
-        root, paths = self.folder.root, self.folder.paths(index)
-        size = self._size(index, pair.shape[1:])
-        box = crop_box(size, pair.shape[1:])
-        label = self.label_channels.decode(pair[None, 1:])[0, 0].numpy()[box]
+    def _volumes(self, index: int, pair: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return image and label as few bytes as they can be, in the order of the file.
+
+        On the device: what leaves it is a third of the pair, and who writes need only compress.
+        """
+        if pair.device.type == "mps":  # knows no float64
+            pair = pair.cpu()
+        box = crop_box(self._size(index, pair.shape[1:]), pair.shape[1:])
+        label, image = self.label_channels.decode(pair[None, 1:])[0, 0][box], pair[0][box]
         low, high = self.cohort.intensity
-        image = from_unit(pair[0].numpy().astype(np.float64)[box], low, high)
-        affine = centred_affine(self.cohort.spacing, size)
-        write_volume(root / paths["image"], Volume(stored(image, low, high), affine), np.int16)
-        write_volume(root / paths["label"], Volume(np.ascontiguousarray(label), affine))
-        self.folder.finish_case(index, size=list(size))
+        if whole_steps(low, high):
+            image = from_unit(image.double(), low, high).round_().to(torch.int16)
+        return in_file_order(image), in_file_order(label)
+
+    def _write(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
+        root, paths = self.folder.root, self.folder.paths(index)
+        affine = centred_affine(self.cohort.spacing, image.shape)
+        if image.dtype.kind == "f":
+            image = from_unit(image.astype(np.float64), *self.cohort.intensity)
+        write_volume(root / paths["image"], Volume(image, affine), np.int16)
+        write_volume(root / paths["label"], Volume(label, affine))
+        self.folder.finish_case(index, size=list(image.shape))
 
     def _size(self, index: int, patch: Sequence[int]) -> tuple[int, int, int]:
         """Draw the pair's size from the cohort's; axes longer than the patch are cut to it."""
@@ -156,3 +178,8 @@ class PairWriter:
         rng = numpy_generator(self.seed, index, SIZE_STREAM)
         w, h, d = sizes[int(rng.integers(len(sizes)))]
         return min(w, patch[0]), min(h, patch[1]), min(d, patch[2])
+
+
+def in_file_order(volume: Tensor) -> np.ndarray:
+    """Return (W, H, D) voxels on the CPU, the first axis running fastest, as NIfTI stores them."""
+    return volume.permute(2, 1, 0).contiguous().cpu().numpy().transpose(2, 1, 0)
