@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 # Dense arithmetic that a GPU can do, in FLOP/s. A share of the floor is the time that the
 # arithmetic alone would take at this rate, over the time taken. Other devices get no share.
@@ -165,7 +166,7 @@ def measure(row: Row, setting: Setting) -> Result:
     for side in both:  # kernels are chosen and buffers made before the clock starts
         side()
     times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(setting.repeats):
+    for repeat in range(1 if sides.memory else setting.repeats):
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):
             times[side].append(seconds_of(both[side], setting.device))
     result.seconds = (statistics.median(times[0]), statistics.median(times[1]))
@@ -180,13 +181,32 @@ def measure(row: Row, setting: Setting) -> Result:
         pairs = [(ours or 0) / baseline]
     result.ratio, result.spread = statistics.median(pairs), (min(pairs), max(pairs))
     if sides.count_flops:
-        with FlopCounterMode(display=False) as counter:
+        with Flops() as counter:
             sides.ours()
-        flops = counter.get_total_flops()
-        result.tflop = flops / 1e12
-        result.share = share_of_floor(flops, result.seconds[1], sides.precision, setting.device)
+        result.tflop = counter.total / 1e12
+        result.share = share_of_floor(
+            counter.total, result.seconds[1], sides.precision, setting.device
+        )
     result.notes = sides.notes
     return result
+
+
+class Flops(TorchDispatchMode):
+    """Count arithmetic as PyTorch's ``FlopCounterMode`` does.
+
+    That one tells modules apart as well, by hooks that gradients of gradients do not suffer.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            count = flop_registry[func._overloadpacket]
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:

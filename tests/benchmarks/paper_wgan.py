@@ -25,7 +25,10 @@ PENALTY_WEIGHT = 10.0
 
 
 class PaperGenerator(nn.Module):
-    """Latent vectors (B, latent_size) to pairs (B, 1 + num_labels, H, W, D)."""
+    """Latent vectors (B, latent_size) to pairs (B, 1 + num_labels, H, W, D).
+
+    The paper's has three upsamplings; another number gives the same layers as ours with it.
+    """
 
     def __init__(
         self,
@@ -33,19 +36,21 @@ class PaperGenerator(nn.Module):
         num_labels: int = 1,
         latent_size: int = 128,
         filters: int = 512,
+        num_upsamples: int = 3,
     ) -> None:
         super().__init__()
-        self.grid = (filters, *(size // 8 for size in patch_size))
+        self.grid = (filters, *(size // 2**num_upsamples for size in patch_size))
         self.linear = nn.Linear(latent_size, math.prod(self.grid))
         layers: list[nn.Module] = [nn.BatchNorm3d(filters), nn.ReLU(inplace=True)]
-        for width in (filters, filters // 2, filters // 4):
+        for width in (filters // 2**level for level in range(num_upsamples)):
             layers += [
                 nn.Upsample(scale_factor=2),
                 nn.Conv3d(width, width // 2, kernel_size=3, padding=1),
                 nn.BatchNorm3d(width // 2),
                 nn.ReLU(inplace=True),
             ]
-        layers += [nn.Conv3d(filters // 8, 1 + num_labels, kernel_size=3, padding=1), nn.Tanh()]
+        last = filters // 2**num_upsamples
+        layers += [nn.Conv3d(last, 1 + num_labels, kernel_size=3, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:

@@ -52,3 +52,14 @@ def test_a_folder_is_held_by_one_process_until_it_lets_go(tmp_path: Path) -> Non
     lock.release()
     with other.acquire(blocking=False):
         pass
+
+
+def test_files_have_the_permissions_of_the_users_other_files(tmp_path: Path) -> None:
+    for mask in (0o077, 0o022):
+        before = os.umask(mask)
+        try:
+            with atomic_path(tmp_path / "a.json") as partial:
+                partial.write_text("{}")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~mask

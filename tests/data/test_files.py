@@ -330,3 +330,29 @@ def test_read_refuses_what_is_no_volume(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"v\.nii\.gz: {message}"):
             read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "PSR"])
+@pytest.mark.parametrize("stored", [np.int16, np.uint8, np.float32])
+def test_a_volume_is_the_file_that_nibabel_writes(
+    name: str, orientation: str, stored: type, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    affine = np.diag([0.5, 0.7, 2.0, 1.0])
+    whole, broken = rng.integers(0, 99, (5, 4, 3)).astype(stored), rng.normal(size=(5, 4, 3))
+    # the second time from a kept header, and voxels in the file's own order
+    for array in (whole, np.asfortranarray(whole), broken.astype(np.float32)):
+        write_volume(tmp_path / name, Volume(array, affine, orientation), stored)
+        plain = nib.Nifti1Image(array, affine, dtype=np.dtype(stored))
+        axes = (nib.orientations.axcodes2ornt(codes) for codes in ("RAS", orientation))
+        plain = plain.as_reoriented(nib.orientations.ornt_transform(*axes))
+        plain.header.set_data_dtype(stored)
+        plain.set_qform(plain.affine, code=1)
+        plain.set_sform(plain.affine, code=1)
+        plain.header.set_xyzt_units("mm", "sec")
+        nib.save(plain, tmp_path / "plain.nii")
+        content = (tmp_path / name).read_bytes()
+        content = gzip.decompress(content) if name.endswith("gz") else content
+        assert content == (tmp_path / "plain.nii").read_bytes()
+        assert "".join(nib.aff2axcodes(nib.load(tmp_path / name).affine)) == orientation

@@ -1,4 +1,4 @@
-"""Work that is done beside the computation: volumes are compressed and written while others are made.
+"""Work beside the computation: volumes are compressed and written while others are made.
 
 Threads, not processes: they start at once, share the arrays, and nothing of the GPU is forked. The
 interpreter lets only one of them run Python at a time, so what they are given must spend its time
