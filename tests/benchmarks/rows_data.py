@@ -124,7 +124,7 @@ def fed_steps(setting: Setting) -> Sides:
     dataset = PatchDataset(volumes(size, 4), task.patch_size, normalize="patch")
     workers = 8 if setting.device == "cuda" else 0
     # one epoch without end: the start of the workers is not what is measured
-    batches = iter(loader(dataset, len(dataset), workers, iterations=10**5, batch_size=BATCH))
+    batches = iter(loader(dataset, len(dataset), workers, iterations=10**4, batch_size=BATCH))
 
     def resident() -> None:
         for _ in range(steps):
