@@ -40,6 +40,11 @@ def test_arithmetic_is_counted_as_pytorch_counts_it() -> None:
     with Flops() as found:
         network(volume).sum().backward()
     assert found.total == expected.get_total_flops() > 0
+    with FlopCounterMode(display=False) as expected, torch.inference_mode():
+        network(volume)
+    with Flops() as found_forward, torch.inference_mode():
+        network(volume)
+    assert found_forward.total == expected.get_total_flops() > 0
     with Flops() as twice:  # a gradient of a gradient
         score = network(volume.requires_grad_())
         (gradient,) = torch.autograd.grad(score.sum(), volume, create_graph=True)

@@ -202,10 +202,14 @@ class Flops(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            count = flop_registry[func._overloadpacket]
-            self.total += count(*args, **(kwargs or {}), out_val=result)
+        kwargs = kwargs or {}
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:
+            with self:  # in inference mode, operators that are made of others come whole
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        result = func(*args, **kwargs)
+        self.total += count(*args, **kwargs, out_val=result)
         return result
 
 

@@ -18,7 +18,7 @@ from medpair.networks.wgan import Generator
 LOOP = "the paper's loop"
 # Of losses, in fp32: on a GPU, and on a CPU, where 2.1e-5 and 2.3e-5 were found at these sizes with
 # one thread. It is the generator's channels-last layout, probably BatchNorm's statistics summed in
-# fp32: with ``channels_last=False`` the first was 3e-7.
+# fp32: with ``channels_last=False`` the first was 3e-8.
 EQUAL, EQUAL_CPU = 1e-5, 5e-5
 # As on the GPU of 24 GB that the paper's networks should fit on, less what CUDA itself takes
 CARD_BYTES, CONTEXT_BYTES = 24 * 2**30, 2**29
