@@ -1,4 +1,4 @@
-"""The card (``model.json``) beside weights: read as what a stranger wrote, then built from.
+"""The card (``NAME.json``) beside weights (``NAME.pt``): read as what a stranger wrote, then built from.
 
 Weights may come from anywhere. Nothing of the card is used before its numbers have passed the
 limits below, and a network is built no larger than the tensors in the weights file: so a card
@@ -25,6 +25,10 @@ from medpair.data.files import DataError, load_torch, read_json
 
 # A card of a cohort of 100,000 volumes is smaller than this.
 MAX_CARD_BYTES = 2**24
+# What a training calls its weights and their card
+MODEL, CARD = "model.pt", "model.json"
+# What shipped weights have besides: how they were trained, in NAME.training.json
+TRAINING = ".training.json"
 # No count, width or size of ours comes near it.
 MAX_INTEGER = 10**6
 # A number within these is no overflow when squared or divided by in float32.
@@ -75,16 +79,28 @@ class SliceOrder:
 class Card(dict[str, Any]):
     """The content of a ``model.json``, and where it lies."""
 
-    path: Path = Path("model.json")
+    path: Path = Path(CARD)
+
+
+def card_path(checkpoint: str | Path) -> Path:
+    """Return where the card of weights lies: ``NAME.json`` beside ``NAME.pt``.
+
+    Weights that were renamed in a folder of their own still have their ``model.json``. Where a
+    ``model.pt`` lies beside them, that is its card, and no other weights'.
+    """
+    path = Path(checkpoint).with_suffix(".json")
+    other = path.with_name(CARD)
+    renamed = not path.exists() and other.exists() and not path.with_name(MODEL).exists()
+    return other if renamed else path
 
 
 def read_plain_card(checkpoint: str | Path) -> Card:
-    """Read the card beside a checkpoint (``model.pt``), and the shapes of its tensors.
+    """Read the card beside a checkpoint (``NAME.pt``), and the shapes of its tensors.
 
     Raises:
         DataError: if one of them is missing, cannot be read, or has numbers beyond all limits.
     """
-    path = Path(checkpoint).with_suffix(".json")
+    path = card_path(checkpoint)
     if not path.exists() and not Path(checkpoint).exists():
         raise DataError(
             f"{checkpoint}: expected weights with a {path.name} beside them, found no such file "

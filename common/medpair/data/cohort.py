@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
+from medpair.data.card import (
+    Card,
+    card_path,
+    check_classes,
+    check_spacing,
+    part_of,
+    read_plain_card,
+)
 from medpair.data.check_header import AFFINE_TOLERANCE, MAX_VOXELS, matrix
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.faults import numbers
@@ -234,7 +241,7 @@ def require_same_grid(path: Path, label: Volume, image: Volume) -> None:
 
 
 def read_card(checkpoint: str | Path, untrained: Mapping[str, Any] | None = None) -> Card:
-    """Read the card (``model.json``) that lies beside a checkpoint (``model.pt``).
+    """Read the card (``NAME.json``) that lies beside a checkpoint (``NAME.pt``).
 
     Args:
         checkpoint: the path of the weights; they are not looked at.
@@ -244,7 +251,7 @@ def read_card(checkpoint: str | Path, untrained: Mapping[str, Any] | None = None
     Raises:
         DataError: if one of them is missing or cannot be used, or the card has no cohort.
     """
-    if untrained is not None and not Path(checkpoint).with_suffix(".json").exists():
+    if untrained is not None and not card_path(checkpoint).exists():
         return Card(untrained)
     card = read_plain_card(checkpoint)
     if "cohort" not in card:

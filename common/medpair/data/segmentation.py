@@ -261,7 +261,7 @@ class RandRotateSheard(RandAffined):
 
 
 def read_segmenter_card(checkpoint: str | Path) -> Card:
-    """Read the ``model.json`` that lies beside a segmenter's ``model.pt``.
+    """Read the card (``NAME.json``) that lies beside a segmenter's weights (``NAME.pt``).
 
     Raises:
         DataError: if it is missing or is not a segmenter's.

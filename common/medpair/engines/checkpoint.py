@@ -16,6 +16,7 @@ from torch import nn
 
 from medpair import __version__
 from medpair.data.atomic import remove_partials
+from medpair.data.card import CARD, MODEL
 from medpair.data.cohort import Cohort
 from medpair.data.files import DataError, load_torch, save_torch, write_json
 from medpair.data.locks import hold
@@ -36,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 # 2: with the training cases, and the count of bad steps
 FORMAT = 2
-MODEL = "model.pt"
-CARD = "model.json"
 
 
 class TrainingCheckpoint:

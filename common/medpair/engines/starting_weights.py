@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from medpair.data.card import card_path
 from medpair.data.files import DataError, file_sha256, load_torch, read_json
 from medpair.engines.checkpoint import CHECKPOINT
 from medpair.networks.transfer import sequence_critic_settings
@@ -31,7 +32,7 @@ def starting_card(checkpoint: str | Path | None, kind: Kind) -> dict[str, Any]:
     """Read the card of the weights that a fine-tuning starts from.
 
     Args:
-        checkpoint: a ``model.pt``; its ``model.json`` lies beside it.
+        checkpoint: a ``NAME.pt``; its card ``NAME.json`` lies beside it.
         kind: whose weights they have to be.
 
     Raises:
@@ -42,7 +43,7 @@ def starting_card(checkpoint: str | Path | None, kind: Kind) -> dict[str, Any]:
         raise DataError(f"ckpt_path: expected the model.pt of {wanted} to start from, found none")
     if not Path(checkpoint).exists():
         raise DataError(f"ckpt_path: expected a model.pt, found nothing at {checkpoint}")
-    path = Path(checkpoint).with_suffix(".json")
+    path = card_path(checkpoint)
     card = read_json(path)
     entries = set(card) if isinstance(card, dict) else set()
     found = next((key for key, (_, needed) in KINDS.items() if needed <= entries), None)

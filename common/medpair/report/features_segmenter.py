@@ -14,6 +14,7 @@ from monai.transforms import Compose, Invertd, Spacingd
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medpair.data.card import card_path
 from medpair.data.files import DataError, file_sha256, load_torch
 from medpair.data.patches import PAD_IMAGE
 from medpair.data.segmentation import RobustScaled, read_segmenter_card
@@ -34,7 +35,7 @@ class SegmenterBottleneck:
     the last tokens of UNETR, and the last stage of Swin UNETR after its residual block.
 
     Args:
-        checkpoint: ``model.pt`` of a segmenter, its card ``model.json`` beside it.
+        checkpoint: ``NAME.pt`` of a segmenter, its card ``NAME.json`` beside it.
         device: where the network runs.
         batch_size: windows at once.
         overlap: share of a window that its neighbours cover too.
@@ -194,7 +195,7 @@ def _load(path: Path, card: dict[str, Any]) -> nn.Module:
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{path}: expected the weights of the segmenter beside it ({path.with_suffix('.json')})"
+            f"{path}: expected the weights of the segmenter beside it ({card_path(path)})"
             f", found others: {reason[:200]}"
         ) from None
     return network.eval()

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import medpair
+from medpair.data.card import TRAINING
 from medpair.data.files import DataError, atomic_path, load_torch, read_json
 from medpair.sharing.manifest import manifest_of
 from medpair.sharing.own_code import MANIFEST, PACKAGE, package_files
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 # What a bundle is made of. Anything else in its folder is left out: it may be somebody's data.
 TOP_FILES = ("LICENSE", "large_files.yml", "large_files.yaml", "large_files.json")
 MODELS = ("model.pt", "model.json", "model.ts", "model.onnx")
+# Further weights, their card, and how they were trained; the longest ending first
+WEIGHTS = (TRAINING, ".json", ".pt")
+# What a training leaves to go on from: optimizers, the critic, the names of the training cases
+CHECKPOINTS = "checkpoint"
 CONFIG_ENDINGS = (".json", ".yaml", ".yml", ".conf")
 DOC_ENDINGS = (".md", ".txt", ".png", ".jpg", ".svg", ".pdf", ".html")
 REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json")
@@ -53,8 +58,9 @@ def pack_bundle(bundle: str | Path, output_dir: str | Path) -> Path:
         if name not in chosen:
             raise DataError(f"{root / name}: expected a file that every bundle has, found none")
     version = _version(root)
-    if "models/model.pt" in chosen:
-        load_torch(root / "models" / "model.pt")
+    for name in chosen:
+        if name.startswith("models/") and name.endswith(".pt"):
+            load_torch(root / name)
     package = Path(medpair.__file__).resolve().parent
     files = {name: (root / name).read_bytes() for name in chosen}
     for path in package_files(package):
@@ -89,7 +95,7 @@ def bundle_files(root: Path) -> tuple[list[str], list[str]]:
             names = [top.name]
         for name in names:
             path = root / name
-            if not _belongs(name):
+            if not _belongs(root, name):
                 if path.is_file() or "/" not in name:
                     left.append(name)
             elif path.is_symlink():
@@ -99,14 +105,22 @@ def bundle_files(root: Path) -> tuple[list[str], list[str]]:
     return chosen, left
 
 
-def _belongs(name: str) -> bool:
+def _belongs(root: Path, name: str) -> bool:
     top, _, rest = name.partition("/")
     if not rest:
         return name in TOP_FILES
     if top == "models":
-        return rest in MODELS
+        return rest in MODELS or _of_named_weights(root / "models", rest)
     endings = CONFIG_ENDINGS if top == "configs" else DOC_ENDINGS
     return rest.lower().endswith(endings) and "/." not in f"/{rest}"
+
+
+def _of_named_weights(models: Path, name: str) -> bool:
+    """Return whether a file is NAME.pt with a card beside it, that card, or its training record."""
+    weights = next((name[: -len(end)] for end in WEIGHTS if name.endswith(end)), "")
+    if not weights or "/" in name or weights.startswith((".", CHECKPOINTS)):
+        return False
+    return all((models / f"{weights}{end}").exists() for end in (".pt", ".json"))
 
 
 def _version(root: Path) -> str:
