@@ -33,6 +33,29 @@ def process_as_it_was() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run a chain's command lines here, parsed as the runner parses them; return what was run."""
+    import monai.bundle
+    from fire.parser import DefaultParseValue
+
+    from medpair import chain
+
+    ran: list[str] = []
+
+    def run(command: list[str]) -> int:
+        assert command[1:4] == ["-m", "monai.bundle", "run"]
+        words = iter(command[4:])
+        arguments = {key.removeprefix("--"): DefaultParseValue(next(words)) for key in words}
+        kind = "train" if "train.json" in str(arguments["config_file"]) else "generate"
+        ran.append(f"{kind} {Path(arguments['bundle_root']).name}")
+        monai.bundle.run(logging_file=False, **arguments)
+        return 0
+
+    monkeypatch.setattr(chain, "run_to_the_end", run)
+    return ran
+
+
 def tiny_dataset(
     folder: str | Path,
     count: int = 4,

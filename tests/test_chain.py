@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import pytest
 from fire.parser import DefaultParseValue
 
@@ -39,24 +38,6 @@ SMALL: dict[str, dict[str, Any]] = {
 for _options in SMALL.values():
     _options["train_max_epochs"] = 1
 CPU = {"device": "cpu"}
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Run the command lines here, parsed as the runner parses them; return the bundles' names."""
-    ran: list[str] = []
-
-    def run(command: list[str]) -> int:
-        assert command[1:4] == ["-m", "monai.bundle", "run"]
-        words = iter(command[4:])
-        arguments = {key.removeprefix("--"): DefaultParseValue(next(words)) for key in words}
-        kind = "train" if "train.json" in str(arguments["config_file"]) else "generate"
-        ran.append(f"{kind} {Path(arguments['bundle_root']).name}")
-        monai.bundle.run(logging_file=False, **arguments)
-        return 0
-
-    monkeypatch.setattr(chain, "run_to_the_end", run)
-    return ran
 
 
 @pytest.fixture

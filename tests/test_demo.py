@@ -14,6 +14,7 @@ from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import DataError, read_json
+from medpair.evidence import verdict_line
 from tests.bundles.conftest import BUNDLES
 from tests.conftest import tiny_dataset
 
@@ -33,7 +34,10 @@ def test_the_whole_job_on_ones_own_data(
 ) -> None:
     dataset = tiny_dataset(tmp_path / "own", count=5, validation=0)
     output = tmp_path / "demo"
+    first: list[Any] = []
+    monkeypatch.setattr(demo, "show_shipped", lambda *words: first.append(words))
     demo.run_demo(output, BUNDLES, dataset)
+    assert first == [(output, BUNDLES, dataset)]
     real = load_dataset(output / "real")
     assert [len(real.cases[name]) for name in ("training", "validation")] == [4, 1]
     assert errors_of(check_dataset(output / "synthetic")) == []
@@ -41,7 +45,12 @@ def test_the_whole_job_on_ones_own_data(
     assert set(results) == {"volume: class_1", "volume: class_2", "volume: mean"}
     assert "dsc_synthetic" in results["volume: mean"]
     assert (output / "pairs.png").stat().st_size > 1000
-    assert "synthetic" in capsys.readouterr().out
+    report = read_json(output / "report" / "report.json")
+    assert [report[name]["volumes"] for name in ("real", "synthetic", "holdout")] == [4, 3, 1]
+    told = capsys.readouterr().out
+    assert "U-Net trained on        synthetic" in told
+    assert told.splitlines()[-2] == verdict_line(output / "report" / "report.html")
+    assert told.splitlines()[-1] == f"report: {output / 'report' / 'report.html'}"
 
     ran: list[str] = []
     monkeypatch.setattr(demo, "run_bundle", lambda bundle, *rest: ran.append(bundle.name))

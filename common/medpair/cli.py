@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medpair import __version__
 from medpair.flags import numbers
 
 
@@ -153,13 +154,15 @@ def preview(
 
 
 def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "bundles") -> None:
-    """Run the whole job small: cohort, generator, synthetic pairs, segmenters, scores, picture.
+    """Make pairs from the bundles' own weights; then run the whole job small, trainings included.
 
-    Goes on where it was when it is started again.
+    The job: cohort, generator, synthetic pairs, segmenters, scores, report, pictures. Goes on
+    where it was when it is started again.
 
     Args:
         output_dir: where everything goes.
-        dataset: your own dataset folder; default a simulated cohort.
+        dataset: your own dataset folder; default a simulated cohort. Weights of its classes are
+            also compared with it.
         bundles: the folder with the bundles; default here, or where MedPair lies.
     """
     from medpair.chain import find_bundles
@@ -170,6 +173,9 @@ def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "b
 
 def main() -> None:
     """Run a verb; errors of the data end in one line, not a traceback."""
+    if sys.argv[1:2] == ["--version"]:
+        print(f"medpair {__version__}")
+        return
     import fire
 
     from medpair.cli_convert import EXPORTS, IMPORTS

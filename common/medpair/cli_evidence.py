@@ -34,7 +34,8 @@ def report(
 ) -> None:
     """Judge a synthetic cohort: is it faithful, is it useful, is it private? One page.
 
-    Writes report.html, report.json and datasheet.md. Goes on where it was when it is started again.
+    Writes report.html, report.json and datasheet.md, and prints the verdict in one line. Goes on
+    where it was when it is started again.
 
     Args:
         real: dataset folder the generator was trained on (its training list).
@@ -60,7 +61,7 @@ def report(
         bundles: the folder with the bundles; default here, or where MedPair lies.
     """
     from medpair.data.slices import axis_of
-    from medpair.evidence import run_report
+    from medpair.evidence import run_report, verdict_line
 
     page = run_report(
         real,
@@ -83,6 +84,7 @@ def report(
         whole_images,
         bundles,
     )
+    print(verdict_line(page))
     print(page)
 
 

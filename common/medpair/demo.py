@@ -1,4 +1,7 @@
-"""The demo: a whole job, small, from a cohort to scores and pictures."""
+"""The demo: what the weights that are here make; then a whole job, small, from a cohort to scores.
+
+The second part trains everything it uses, on a simulated cohort or on the user's own.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ from medpair.data.check import check_dataset, format_report
 from medpair.data.dataset import SPLITS, load_dataset, write_dataset_json
 from medpair.data.files import DataError, atomic_path, read_json, write_json
 from medpair.data.phantoms.cohort import write_phantom_cohort
+from medpair.demo_shipped import show_shipped
+from medpair.evidence import run_report, verdict_line
 from medpair.report.preview import preview_datasets
 
 # The demo's sizes: under ten minutes on two cores, everything included.
@@ -57,12 +62,20 @@ HELD_OUT_SHARE = 0.2
 
 
 def run_demo(output: Path, bundles: Path, dataset: Path | None) -> None:
-    """Run the main job from a cohort to scores and a picture, each step once.
+    """Show what the bundles' own weights make, then train: each step once.
 
     Steps that have left their result are skipped; an interrupted training goes on from its
     checkpoint.
     """
     refuse_other_data(output, dataset)
+    print("Part one: pairs from the weights that come with the bundles", flush=True)
+    show_shipped(output, bundles, dataset)
+    print("\nPart two: the whole job, from a cohort to scores", flush=True)
+    train_and_compare(output, bundles, dataset)
+
+
+def train_and_compare(output: Path, bundles: Path, dataset: Path | None) -> None:
+    """Run the main job from a cohort to scores and a picture."""
     real = demo_cohort(output) if dataset is None else own_cohort(dataset, output)
     split = next((name for name in ("validation", "test") if load_dataset(real).cases[name]), "")
     synthetic = output / "synthetic"
@@ -90,9 +103,19 @@ def run_demo(output: Path, bundles: Path, dataset: Path | None) -> None:
     scores = {}
     for name, folder in (("synthetic", synthetic), ("real", real)):
         scores[name] = train_and_score(output, bundles / SEGMENTATION, name, folder, real, split)
+    page = run_report(
+        real,
+        synthetic,
+        output / "report",
+        real,
+        split,
+        segmenter=output / "unet_real" / "model.pt",
+        bundles=bundles,
+    )
     if dataset is None:
         show_medgen3d(output, bundles)
     summarize_demo(output, real, synthetic, scores)
+    print(f"\n{verdict_line(page)}\nreport: {page}")
 
 
 def train_and_score(

@@ -14,7 +14,7 @@ import numpy as np
 
 from medpair.chain import SEGMENTATION, find_bundles, train_step
 from medpair.data.dataset import Case, load_dataset
-from medpair.data.files import DataError, file_sha256
+from medpair.data.files import DataError, file_sha256, read_json
 from medpair.report import features_inception, perceptual
 from medpair.report.alignment_part import alignment_part
 from medpair.report.build import Cohorts, Step, build_report, fingerprint, with_progress
@@ -34,6 +34,7 @@ from medpair.report.sections import (
     label_section,
 )
 from medpair.report.usefulness import usefulness_part, usefulness_section
+from medpair.report.verdict import summary
 from medpair.utility_plan import listed
 
 # Volumes of a cohort, and slices per view, that go through a network for photographs: its time
@@ -271,6 +272,11 @@ def run_report(
     }
     command = shlex.join(["medpair", *sys.argv[1:]])
     return build_report(Path(output_dir), cohorts, steps, command, settings, whole_images, wanted)
+
+
+def verdict_line(page: Path) -> str:
+    """Return the three sentences with which a report's page begins, as one line."""
+    return " ".join(" ".join(summary(read_json(page.with_name("report.json")))).split())
 
 
 def split_of_holdout(real: Path, holdout: Path) -> str:

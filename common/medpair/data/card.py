@@ -1,4 +1,4 @@
-"""The card (``NAME.json``) beside weights (``NAME.pt``): read as what a stranger wrote, then built from.
+"""The card beside weights: read as what a stranger wrote, then built from.
 
 Weights may come from anywhere. Nothing of the card is used before its numbers have passed the
 limits below, and a network is built no larger than the tensors in the weights file: so a card

@@ -1,6 +1,6 @@
 """From a training's ``model.pt`` to weights that can be shipped: small, with card and record.
 
-``python -m medpair.sharing.weights RUN/model.pt MODELS/NAME.pt --dataset_dir COHORT --command "..."``
+``python -m medpair.sharing.weights RUN/model.pt MODELS/NAME.pt --dataset_dir DATA --command WORDS``
 writes ``NAME.pt`` in half precision, its card ``NAME.json``, and ``NAME.training.json``, which says
 how it was trained: on which files, by which command, for how long, with which losses.
 """
