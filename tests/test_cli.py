@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from medpair import __version__
 from medpair.data.dataset import load_dataset
 from tests.conftest import tiny_dataset
 
@@ -43,6 +44,12 @@ def test_phantom_and_preview(tmp_path: Path) -> None:
     drawn = medpair("preview", "out", "--output", "x.png", "--count", "2", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert min(Image.open(tmp_path / "x.png").size) > 50
+
+
+def test_the_version_is_one_line(tmp_path: Path) -> None:
+    done = medpair("--version", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"medpair {__version__}\n"
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "DEMO_SYNTHETIC", 3)
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "in_this_process")
 def test_the_whole_job_on_ones_own_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

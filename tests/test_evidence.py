@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from medpair.data.files import DataError, read_json, write_json
 from medpair.data.phantoms.cohort import write_phantom_cohort
-from medpair.evidence import listed, refuse_overlap, run_report, split_of_holdout
+from medpair.evidence import (
+    listed,
+    refuse_overlap,
+    run_report,
+    split_of_holdout,
+    verdict_line,
+)
 from medpair.report.build import Cohorts
 from medpair.report.pairs import open_pairs
+from medpair.report.verdict import summary
 from tests.bundles.conftest import BUNDLES
 from tests.conftest import tiny_dataset
 
@@ -102,7 +110,8 @@ def test_the_whole_report_of_a_simulated_cohort(
     done = command(tmp_path, "--holdout", "real", "--segmenter_epochs", "1")
     assert done.returncode == 0, done.stderr[-2000:]
     out = tmp_path / "out"
-    assert done.stdout.splitlines()[-1] == "out/report.html"
+    *_, said, path = done.stdout.splitlines()
+    assert path == "out/report.html"
     report = read_json(out / "report.json")
     volumes = [report[key]["volumes"] for key in ("real", "synthetic", "holdout")]
     assert volumes == [8, 4, 3]
@@ -115,6 +124,11 @@ def test_the_whole_report_of_a_simulated_cohort(
     assert "difference" in report["alignment"]
     assert {"alarm", "reasons"} <= set(report["privacy"])
     page = (out / "report.html").read_text(encoding="utf-8")
+    # the verdict in one line: the page's three sentences
+    sentences = summary(report)
+    assert len(sentences) == 3
+    assert said == verdict_line(out / "report.html") == " ".join(sentences)
+    assert all(f"<p>{escape(sentence)}</p>" in page for sentence in sentences)
     assert [page.index(f'id="{part}"') for part in parts] == sorted(
         page.index(f'id="{part}"') for part in parts
     )

@@ -120,6 +120,9 @@ def _run(words: list[str]) -> int:
         if words[:3] == ["python", "-m", "monai.bundle"]:
             sys.argv = words[2:]
             runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+        elif words[:2] == ["python", "-m"] and words[2].startswith("medpair."):
+            sys.argv = words[2:]
+            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
         elif words[0] == "medpair":
             from medpair.cli import main
 

@@ -106,6 +106,39 @@ def test_same_files_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     assert pack_bundle(copy, tmp_path / "four").read_bytes() != first
 
 
+def test_all_weights_with_a_card_go_along(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    models = bundle / "models"
+    for name in ("vessels", "brain.v2", "checkpoint.previous"):
+        save_torch(models / f"{name}.pt", {"weight": torch.ones(2)})
+        write_json(models / f"{name}.json", {"cohort": {}})
+    write_json(models / "vessels.training.json", {"command": ""})
+    # a record or a card of nothing, weights without a card, and somebody's notes
+    for name in ("lonely.pt", "gone.training.json", "gone.json", "vessels.txt", "deep/x.pt"):
+        (models / name).parent.mkdir(exist_ok=True)
+        (models / name).write_text("x")
+    path = pack_bundle(bundle, tmp_path / "dist")
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if "/models/" in name]
+    assert [name.removeprefix("tiny_bundle/models/") for name in names] == [
+        "brain.v2.json",
+        "brain.v2.pt",
+        "model.json",
+        "model.pt",
+        "vessels.json",
+        "vessels.pt",
+        "vessels.training.json",
+    ]
+    for left in ("lonely.pt", "gone.json", "vessels.txt", "checkpoint.previous.json"):
+        assert f"models/{left}" in caplog.text
+    assert verify_bundle(path) == []
+    torch.save({"path": Path("x")}, models / "vessels.pt")
+    with pytest.raises(DataError, match=r"vessels.pt: expected a checkpoint of plain tensors"):
+        pack_bundle(bundle, tmp_path / "dist")
+
+
 @pytest.mark.parametrize("name", ["LICENSE", "configs/metadata.json", "configs/inference.json"])
 def test_what_every_bundle_has_is_asked_for(name: str, bundle: Path, tmp_path: Path) -> None:
     (bundle / name).unlink()
