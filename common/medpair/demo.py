@@ -25,11 +25,11 @@ from medpair.data.check import check_dataset, format_report
 from medpair.data.dataset import SPLITS, load_dataset, write_dataset_json
 from medpair.data.files import DataError, atomic_path, read_json, write_json
 from medpair.data.phantoms.cohort import write_phantom_cohort
-from medpair.demo_shipped import show_shipped
+from medpair.demo_shipped import held_out_split, show_shipped
 from medpair.evidence import run_report, verdict_line
 from medpair.report.preview import preview_datasets
 
-# The demo's sizes: under ten minutes on two cores, everything included.
+# The second part's sizes: minutes on two cores.
 DEMO_SIZE = (48, 48, 32)
 DEMO_SPACING = (1.2, 1.2, 1.4)
 DEMO_COUNT = 80
@@ -70,15 +70,22 @@ def run_demo(output: Path, bundles: Path, dataset: Path | None) -> None:
     checkpoint.
     """
     refuse_other_data(output, dataset)
+    own = None if dataset is None else own_cohort(dataset, output)
     print("Part one: pairs from the weights that come with the bundles", flush=True)
     show_shipped(output, bundles, dataset)
     print("\nPart two: the whole job, from a cohort to scores", flush=True)
-    train_and_compare(output, bundles, dataset)
+    train_and_compare(output, bundles, own)
 
 
-def train_and_compare(output: Path, bundles: Path, dataset: Path | None) -> None:
-    """Run the main job from a cohort to scores and a picture."""
-    real = demo_cohort(output) if dataset is None else own_cohort(dataset, output)
+def train_and_compare(output: Path, bundles: Path, own: Path | None) -> None:
+    """Run the main job from a cohort to scores, a report and a picture.
+
+    Args:
+        output: the demo's folder.
+        bundles: the folder with the bundles.
+        own: the user's cohort, checked and with cases held out; None simulates one.
+    """
+    real = demo_cohort(output) if own is None else own
     split = next((name for name in ("validation", "test") if load_dataset(real).cases[name]), "")
     synthetic = output / "synthetic"
     patch = {"patch_size#largest": DEMO_PATCH}
@@ -86,7 +93,7 @@ def train_and_compare(output: Path, bundles: Path, dataset: Path | None) -> None
         output / "wgan",
         bundles / WGAN,
         ["train", "compact"],
-        DEMO_WGAN | patch | (DEMO_VESSELS if dataset is None else {}) | {"dataset_dir": str(real)},
+        DEMO_WGAN | patch | (DEMO_VESSELS if own is None else {}) | {"dataset_dir": str(real)},
     )
     run_bundle(
         bundles / WGAN,
@@ -105,20 +112,26 @@ def train_and_compare(output: Path, bundles: Path, dataset: Path | None) -> None
     scores = {}
     for name, folder in (("synthetic", synthetic), ("real", real)):
         scores[name] = train_and_score(output, bundles / SEGMENTATION, name, folder, real, split)
-    page = run_report(
+    page = report_pairs(output, bundles, real, synthetic)
+    if own is None:
+        show_medgen3d(output, bundles)
+    summarize_demo(output, real, synthetic, scores)
+    print(f"\n{verdict_line(page)}\nreport: {page}")
+
+
+def report_pairs(output: Path, bundles: Path, real: Path, synthetic: Path) -> Path:
+    """Make the report of the generated pairs, judged by the U-Net of real ones; return its page."""
+    held_out = held_out_split(real)
+    return run_report(
         real,
         synthetic,
         output / "report",
-        real,
-        split,
+        None if held_out is None else real,
+        held_out,
         segmenter=output / "unet_real" / "model.pt",
         max_volumes=DEMO_REPORT,
         bundles=bundles,
     )
-    if dataset is None:
-        show_medgen3d(output, bundles)
-    summarize_demo(output, real, synthetic, scores)
-    print(f"\n{verdict_line(page)}\nreport: {page}")
 
 
 def train_and_score(

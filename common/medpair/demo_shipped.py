@@ -191,8 +191,7 @@ def same_classes(dataset: Path, cohort: Cohort) -> bool:
 
 def reported(shipped: Shipped, bundles: Path, dataset: Path, segmenter: Path | None) -> list[str]:
     """Make the report against the user's dataset; return its verdict in lines."""
-    folder = load_dataset(dataset)
-    held_out = next((name for name in ("validation", "test") if folder.cases[name]), None)
+    held_out = held_out_split(dataset)
     members = all(trained_on(path, dataset, held_out) for path in shipped.weights)
     parts: Sequence[str] | None = None if members else WITHOUT_MEMBERS
     page = run_report(
@@ -213,6 +212,15 @@ def reported(shipped: Shipped, bundles: Path, dataset: Path, segmenter: Path | N
             f"  (privacy is left out: {dataset} is not known to be what it was trained on)"
         )
     return lines
+
+
+def held_out_split(dataset: Path) -> str | None:
+    """Return the list of a dataset that is held out and labelled throughout, or None."""
+    cases = load_dataset(dataset).cases
+    for name in ("validation", "test"):
+        if cases[name] and all(case.label is not None for case in cases[name]):
+            return name
+    return None
 
 
 def trained_on(weights: Path, dataset: Path, held_out: str | None) -> bool:
