@@ -1,4 +1,4 @@
-# make demo [DATASET=folder]   the main job from nothing, ten minutes on two cores
+# make demo [DATASET=folder]   pairs from the shipped weights, then the main job from nothing; minutes
 # make test                    every check and test
 # make test-long               the same with more repetitions and longer runs
 # make bench                   what is faster than what a user would otherwise run, by how much; minutes
