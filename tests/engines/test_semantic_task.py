@@ -13,7 +13,6 @@ from medpair.data.sampling import torch_generator
 from medpair.diffusion.process import Diffusion
 from medpair.engines.diffusion import SemanticTask
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
-from medpair.networks.spade import Modulation
 
 CLASSES = 3
 NETWORK = {
@@ -45,12 +44,10 @@ class Recorder(SemanticDenoiser):
         self.garbage = garbage
         self.asked: dict[str, dict[str, Tensor]] = {view: {} for view in VIEWS}
 
-    def modulations(self, one_hot: Tensor, view: str) -> list[Modulation]:
-        self.asked[view]["one_hot"] = one_hot
-        return []
-
-    def forward(self, x: Tensor, time: Tensor, modulations: Any, view: str) -> Tensor:
-        self.asked[view] |= {"x": x, "time": time}
+    def forward(
+        self, x: Tensor, time: Tensor, modulations: None, view: str, one_hot: Tensor
+    ) -> Tensor:
+        self.asked[view] |= {"x": x, "time": time, "one_hot": one_hot}
         output = torch.full((len(x), self.settings["output_factor"], *x.shape[2:]), 0.0)
         output[:, :1] = VIEWS.index(view) / 2
         output[..., : x.shape[2] // 4, :] += self.garbage

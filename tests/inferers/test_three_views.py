@@ -66,12 +66,12 @@ class Oracle(SemanticDenoiser):
         self.diffusion = diffusion
         self.calls: list[tuple[str, int, int]] = []
 
-    def modulations(self, one_hot: Tensor, view: str) -> list[Modulation]:
+    def compact_modulations(self, one_hot: Tensor, view: str) -> list[Modulation]:
         truth = one_hot.argmax(1, keepdim=True) / 4 + VIEWS.index(view) / 10
         return [(truth, truth)]
 
     def forward(
-        self, x: Tensor, time: Tensor, modulations: Sequence[Modulation], view: str
+        self, x: Tensor, time: Tensor, modulations: Sequence[Modulation], view: str, label: None
     ) -> Tensor:
         self.calls.append((view, len(x), round(float(time[0]))))
         alpha, sigma = self.diffusion.levels(time / self.diffusion.schedule.timesteps, x)

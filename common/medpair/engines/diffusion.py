@@ -229,7 +229,7 @@ class SemanticTask:
             noise = torch.randn(x0.shape, generator=generator).to(x0.device)
             x = self.diffusion.noised(x0, t, noise)
             time = t * self.diffusion.schedule.timesteps
-            output = network(x, time, network.modulations(one_hot, view), view)
+            output = network(x, time, None, view, one_hot)
             for key, loss in self.diffusion.loss(output.float(), x0, noise, t, inside).items():
                 sums[key] = sums.get(key, 0.0) + loss / len(VIEWS)
         return sums

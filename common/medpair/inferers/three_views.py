@@ -21,7 +21,6 @@ from medpair.data.slices import axis_of
 from medpair.diffusion.process import Diffusion, Prediction
 from medpair.diffusion.solvers import Solver, check_solver, sample, times
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
-from medpair.networks.spade import Modulation
 
 # Fixes the meaning of (seed, index): the volume's noise, and each slice's
 VOLUME_STREAM, SLICE_STREAM = 5, 6
@@ -183,7 +182,7 @@ class ThreeViewRefiner:
         guided = self.guidance != 1.0
         if guided:
             one_hot = torch.cat([one_hot, torch.zeros_like(one_hot)])
-        kept = network.modulations(one_hot, view) if self.cached else None
+        kept = network.compact_modulations(one_hot, view) if self.cached else None
 
         def noise() -> Tensor:
             drawn = [torch.randn(noisy.shape[1:], generator=stream) for stream in streams]
@@ -192,11 +191,11 @@ class ThreeViewRefiner:
         def denoise(x: Tensor, t: float) -> Prediction:
             time = torch.full((len(x),), t, device=x.device)
             scaled = time * self.diffusion.schedule.timesteps
-            steering: list[Modulation] = kept or network.modulations(one_hot, view)
+            label = one_hot if kept is None else None
             if not guided:
-                output = network(x, scaled, steering, view)
+                output = network(x, scaled, kept, view, label)
             else:
-                both = network(torch.cat([x, x]), scaled.repeat(2), steering, view)
+                both = network(torch.cat([x, x]), scaled.repeat(2), kept, view, label)
                 with_label, without = both.chunk(2)
                 output = torch.lerp(without, with_label, self.guidance)
                 if self.diffusion.learn_variance:  # the variance is the labelled one's

@@ -8,6 +8,9 @@ the noisy image alone enters the encoder, and the label map acts through SPADE i
 every decoder block, the upsampling ones included. ``modulations`` computes what the label map
 contributes; given back to ``forward``, it need not be computed again at every step.
 
+Activations are most of the memory: without gradients they are changed in place, and in training
+``recompute`` keeps only what enters each block.
+
 Written so that ``torch.jit.script`` reads it: lists instead of iterators, types that it knows.
 """
 
@@ -20,8 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
-from medpair.networks.spade import SPADE, Modulation
+from medpair.networks.spade import SPADE, Modulation, compact_modulations, modulated
 
 # Relative positions (0..1) are embedded like times, on this scale
 POSITION_SCALE = 1000.0
@@ -48,7 +52,11 @@ def zeroed(convolution: nn.Conv2d) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions; FiLM by time in the second; SPADE where there are ``label_channels``."""
+    """Two convolutions; FiLM by time in the second; SPADE where there are ``label_channels``.
+
+    Attributes:
+        recompute: in training keep only the inputs, and compute the block again for gradients.
+    """
 
     __constants__ = ("steered",)
 
@@ -65,6 +73,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.resample: str = resample
         self.steered = label_channels > 0
+        self.recompute = False
 
         def norm(channels: int, level: int) -> nn.Module:
             group = nn.GroupNorm(groups_for(channels), channels, affine=not label_channels)
@@ -88,18 +97,48 @@ class ResidualBlock(nn.Module):
             return [self.norm1.modulation(label), self.norm2.modulation(label)]
         return []
 
-    def forward(self, x: Tensor, emb: Tensor, modulations: list[Modulation]) -> Tensor:
-        """Return (B, out_channels, H, W), half or twice the size where the block resamples."""
-        h = F.silu(self.norm1(x, modulations[0]) if self.steered else self.norm1(x))
+    def forward(
+        self, x: Tensor, emb: Tensor, modulations: list[Modulation], label: Tensor | None = None
+    ) -> Tensor:
+        """Return (B, out_channels, H, W), half or twice the size where the block resamples.
+
+        A steered block is given ``modulations`` or the ``label`` map that it computes them from.
+        """
+        if not torch.jit.is_scripting() and self.recompute and torch.is_grad_enabled():
+            given = (x, emb, modulations, label)
+            found = checkpoint(self.evaluated, *given, use_reentrant=False)
+            assert isinstance(found, Tensor)
+            return found
+        return self.evaluated(x, emb, modulations, label)
+
+    def evaluated(
+        self, x: Tensor, emb: Tensor, modulations: list[Modulation], label: Tensor | None
+    ) -> Tensor:
+        """Return what ``forward`` does."""
+        sampling = not torch.is_grad_enabled()
+        if self.steered:
+            steering = modulations[0] if label is None else self.norm1.modulation(label)
+            h = F.silu(self.norm1(x, steering), inplace=sampling)
+        else:
+            h = F.silu(self.norm1(x), inplace=sampling)
         if self.resample == "down":
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+            h = F.avg_pool2d(h, 2)
         elif self.resample == "up":
             h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         h = self.conv1(h)
         scale, shift = self.film(F.silu(emb))[..., None, None].chunk(2, dim=1)
-        h = self.norm2(h, modulations[1]) if self.steered else self.norm2(h)
-        return self.skip(x) + self.conv2(F.silu(h * (1 + scale) + shift))
+        if self.steered:
+            steering = modulations[1] if label is None else self.norm2.modulation(label)
+            h = self.norm2(h, steering)
+        else:
+            h = self.norm2(h)
+        h = self.conv2(F.silu(modulated(h, 1 + scale, shift), inplace=sampling))
+        if self.resample == "down":
+            x = F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        x = self.skip(x)
+        return h.add_(x) if sampling and h.dtype == x.dtype else x + h
 
 
 class Attention(nn.Module):
@@ -219,6 +258,12 @@ class DiffusionUNet(nn.Module):
             found += pair[0].modulations(label)
         return found
 
+    def compact_modulations(self, label: Tensor) -> list[Modulation]:
+        """Return the same for one-hot label maps, in far less memory (``medpair.networks.spade``)."""
+        blocks = [self.middle[0], self.middle[2], *(pair[0] for pair in self.up)]
+        layers = [layer for block in blocks for layer in (block.norm1, block.norm2)]
+        return compact_modulations(layers, label)
+
     def forward(
         self,
         x: Tensor,
@@ -226,6 +271,7 @@ class DiffusionUNet(nn.Module):
         modulations: list[Modulation] | None = None,
         position: Tensor | None = None,
         view: Tensor | None = None,
+        label: Tensor | None = None,
     ) -> Tensor:
         """Return the prediction.
 
@@ -235,6 +281,7 @@ class DiffusionUNet(nn.Module):
             modulations: of the label map, where the network is steered by one.
             position: (B,) in 0..1.
             view: (B,) index of the view.
+            label: (B, label_channels, H, W), where there are no ``modulations``.
 
         Returns:
             (B, out_channels, H, W).
@@ -261,11 +308,13 @@ class DiffusionUNet(nn.Module):
         steering: list[Modulation] = []
         if modulations is not None:
             steering = modulations
-        h = self.middle[1](self.middle[0](h, emb, steering[:2]))
-        h = self.middle[2](h, emb, steering[2:4])
+        h = self.middle[1](self.middle[0](h, emb, steering[:2], label))
+        h = self.middle[2](h, emb, steering[2:4], label)
         at = 4
         for pair in self.up:
-            wide = h if pair[0].resample == "up" else torch.cat([h, kept.pop()], dim=1)
-            h = pair[1](pair[0](wide, emb, steering[at : at + 2]))
+            if pair[0].resample != "up":
+                h = torch.cat([h, kept.pop()], dim=1)
+            h = pair[1](pair[0](h, emb, steering[at : at + 2], label))
             at += 2
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = F.silu(self.norm_out(h), inplace=not torch.is_grad_enabled())
+        return self.conv_out(h)

@@ -98,6 +98,10 @@ class SemanticDenoiser(nn.Module):
         """
         return self.network_of(view).modulations(one_hot)
 
+    def compact_modulations(self, one_hot: Tensor, view: str) -> list[Modulation]:
+        """Return the same in the form that a sampler can keep for all steps."""
+        return self.network_of(view).compact_modulations(one_hot)
+
     def forward(
         self,
         x: Tensor,
@@ -111,7 +115,7 @@ class SemanticDenoiser(nn.Module):
         Args:
             x: (B, 1, H, W) noisy slices.
             time: (B,) t * timesteps; default 0, no noise.
-            modulations: of the label maps; default computed from ``label``.
+            modulations: of the label maps; default computed from ``label``, layer by layer.
             view: axial, coronal or sagittal.
             label: (B, num_classes, H, W) one-hot; default zeros, no label map.
         """
@@ -119,9 +123,7 @@ class SemanticDenoiser(nn.Module):
         number = torch.full((len(x),), self.view_names.index(view), device=x.device)
         for name, network in self.networks.items():
             if name == "shared" or name == view:
-                if modulations is None:
-                    if label is None:
-                        label = x.new_zeros(len(x), self.num_classes, x.shape[2], x.shape[3])
-                    modulations = network.modulations(label)
-                return network(x, time, modulations, None, number)
+                if modulations is None and label is None:
+                    label = x.new_zeros(len(x), self.num_classes, x.shape[2], x.shape[3])
+                return network(x, time, modulations, None, number, label)
         raise ValueError(f"view: expected another, found {view}")
