@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,11 @@ def test_both_sides_of_a_row_agree(row: Row) -> None:
     assert result.equal, result.check
     assert result.check
     assert min(result.seconds) > 0
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if "cpu" not in r.goals], ids=lambda row: row.name)
+def test_a_row_for_a_gpu_alone_runs_on_a_cpu_too(row: Row) -> None:
+    assert row.build(Setting("cpu", repeats=1, small=True)).check()
 
 
 def test_names_tell_rows_apart() -> None:
@@ -77,6 +83,18 @@ def test_a_row_is_the_median_of_its_pairs_and_says_what_it_misses(
     assert not differs.equal
     assert differs.cells()[-2:] == ["too far", "DIFFERS"]
     assert table([result, far]).count("\n") == 3
+
+
+def test_a_row_may_have_a_limit_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    for limit, end in ((1.0, "met"), (0.5, "falls short")):
+        row = clock.row([3.0], [1.0])
+        sides = row.build(Setting())
+        sides.limit = limit
+        result = measure(
+            dataclasses.replace(row, build=lambda _, sides=sides: sides), Setting(repeats=1)
+        )
+        assert result.cells()[-1] == end
 
 
 def test_a_row_about_memory_compares_peaks() -> None:

@@ -43,6 +43,7 @@ class Sides:
         precision: the arithmetic of our side (a key of ``PEAK``), for its share of the floor.
         count_flops: False where the arithmetic is not PyTorch's, or too long to count.
         memory: which ratio the row is about: False, seconds; True, peak memory of the two.
+        limit: seconds that our side may take, whatever the baseline takes.
         notes: said under the table.
     """
 
@@ -52,6 +53,7 @@ class Sides:
     precision: str = "float32"
     count_flops: bool = True
     memory: bool = False
+    limit: float | None = None
     notes: str = ""
 
 
@@ -107,13 +109,15 @@ class Result:
     equal: bool = False
     notes: str = ""
     device: str = ""
+    limit: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def met(self) -> bool:
-        return self.ratio <= self.goal if self.memory else self.ratio >= self.goal
+        enough = self.ratio <= self.goal if self.memory else self.ratio >= self.goal
+        return enough and (self.limit is None or self.seconds[1] <= self.limit)
 
     def cells(self) -> list[str]:
         """Return the cells of its line."""
@@ -123,7 +127,8 @@ class Result:
             self.against,
             *(f"{value:.3g} s" for value in self.seconds),
             f"{self.ratio:.2f}{'' if self.memory else 'x'} ({low:.2f} to {high:.2f})",
-            f"{'at most' if self.memory else 'at least'} {self.goal:g}",
+            f"{'at most' if self.memory else 'at least'} {self.goal:g}"
+            + ("" if self.limit is None else f", {self.limit:g} s"),
             " / ".join("-" if size is None else f"{size / 2**20:.0f}" for size in self.peak),
             "-" if self.tflop is None else f"{self.tflop:.3g}",
             "-" if self.share is None else f"{self.share:.0%}",
@@ -157,7 +162,7 @@ def measure(row: Row, setting: Setting) -> Result:
     """Check both sides of a row, then time them by turns, each going first every other time."""
     sides = row.build(setting)
     result = Result(row.name, row.against, row.goals[setting.device], sides.memory)
-    result.device = setting.device
+    result.device, result.limit = setting.device, sides.limit
     try:
         result.check, result.equal = sides.check(), True
     except AssertionError as error:

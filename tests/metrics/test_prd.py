@@ -145,3 +145,20 @@ def test_refusals():
         max_f_beta([0.5], [1.5], 8)
     with pytest.raises(ValueError, match="beta: expected a positive number, found 0"):
         max_f_beta([0.5], [0.5], 0)
+
+
+@pytest.mark.parametrize("width", [3, 300])
+def test_both_clusterings_agree_where_clusters_are_plain(width):
+    rng = np.random.default_rng(3)
+    real = rng.normal(size=(60, width)) + 9 * rng.integers(0, 3, (60, 1))
+    synthetic = rng.normal(size=(45, width)) + 9 * rng.integers(0, 2, (45, 1))
+    for count in (45, 60):
+        one, two = (
+            prd_curve(real[:count], synthetic, clusters=3, clustering=how)
+            for how in ("lloyd", "minibatch")
+        )
+        # of unequal cohorts both draw the same rows, and so find the same shares
+        np.testing.assert_allclose(one.precision, two.precision, atol=1e-12)
+        np.testing.assert_allclose(one.recall, two.recall, atol=1e-12)
+    with pytest.raises(ValueError, match="clustering: expected lloyd or minibatch, found 'other'"):
+        prd_curve(real, synthetic, clustering="other")

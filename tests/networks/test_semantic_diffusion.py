@@ -8,8 +8,11 @@ import pytest
 import torch
 from tests.conftest import randomized
 from torch import Tensor
+from torch.nn import functional
 
+from medpair.engines.diffusion import recompute_activations
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
+from medpair.networks.spade import places_of
 
 CLASSES = 3
 Views = Literal["separate", "shared"]
@@ -123,3 +126,70 @@ def test_settings_rebuild_the_network(slices: tuple[Tensor, Tensor, Tensor]) -> 
 def test_other_kinds_of_views_are_refused() -> None:
     with pytest.raises(ValueError, match="views: expected separate or shared, found 'one'"):
         SemanticDenoiser(CLASSES, views="one")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["noise", "regions", "flat", "none"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_kept_once_for_each_neighbourhood_is_what_each_pixel_gets(
+    kind: str, layout: torch.memory_format
+) -> None:
+    network = denoiser(channels=(8, 16, 16), attention_levels=(False, False, True))
+    random = torch.Generator().manual_seed(4)
+    label = torch.randint(0, CLASSES, (3, 24, 16), generator=random)
+    if kind in ("regions", "flat"):
+        label[:] = 1
+    if kind == "regions":
+        label[:, 6:, :9], label[1, 12:] = 2, 0
+    one_hot = network.one_hot(label if kind != "none" else torch.full_like(label, 99))
+    x = torch.randn(3, 1, 24, 16, generator=random).contiguous(memory_format=layout)
+    time = torch.tensor([1.0, 400.0, 990.0])
+    whole, kept = (
+        method(one_hot, "axial") for method in (network.modulations, network.compact_modulations)
+    )
+    with torch.no_grad():
+        expected = network(x, time, whole, "axial")
+        torch.testing.assert_close(network(x, time, kept, "axial"), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(network(x, time, None, "axial", one_hot), expected)
+    # with gradients nothing is changed in place: the same numbers
+    torch.testing.assert_close(network(x, time, kept, "axial"), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(network(x, time, whole, "axial"), expected)
+    if kind != "noise":
+        # 25 places that a border makes, of one class; few more for a corner and an edge
+        assert kept[-1][1].shape[1] <= CLASSES + 2 + (25 if kind != "regions" else 100)
+
+
+def test_two_neighbourhoods_share_a_row_only_if_they_are_alike() -> None:
+    random = torch.Generator().manual_seed(5)
+    label = torch.randint(0, 2, (2, 12, 14), generator=random)
+    label[0, :7] = 1
+    places = places_of(functional.one_hot(label, 3).movedim(-1, 1).float())
+    around = functional.pad(label + 1, (2, 2, 2, 2))
+    seen = around.unfold(1, 5, 1).unfold(2, 5, 1).flatten(3).flatten(0, 2)
+    row = places.index.flatten().long()
+    same = (seen[:, None] == seen).all(dim=2)
+    assert torch.equal(same, row[:, None] == row)
+    assert torch.equal(seen[places.pixels[row]], seen)
+
+
+def test_a_block_that_computes_its_activations_again_has_the_same_gradients(
+    slices: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    network = denoiser(output_factor=2)
+    x, time, label = slices
+    kept, gradients = [], []
+    for recompute in (False, True):
+        recompute_activations(network, recompute)
+        network.zero_grad()
+        sizes: list[int] = []
+
+        def packed(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
+            output = network(x, time, None, "coronal", network.one_hot(label))
+        kept.append(sum(sizes))
+        output.square().sum().backward()
+        gradients.append([p.grad for p in network.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    assert kept[1] < kept[0] / 2

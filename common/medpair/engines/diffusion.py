@@ -18,6 +18,7 @@ from medpair.engines.averaging import AveragedWeights
 from medpair.engines.distributed import data_parallel, rank_generator
 from medpair.engines.federated import FederatedTrainer
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps
+from medpair.networks.diffusion_unet import ResidualBlock
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 
 
@@ -42,6 +43,16 @@ class TaskLoss(nn.Module):
     def forward(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Return ``loss`` and its parts."""
         return self.task(self.network, batch, generator)
+
+
+def recompute_activations(network: nn.Module, recompute: bool = True) -> None:
+    """Let blocks of a U-Net compute their activations again for gradients, or keep them.
+
+    The gradients are the same: a third of the memory or less, for a third more time.
+    """
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            module.recompute = recompute
 
 
 class MaskSequenceTask:
@@ -98,6 +109,7 @@ class DiffusionTrainer(FederatedTrainer):
         warmup: steps over which the learning rate rises from nothing.
         amp: mixed precision, bfloat16: it needs no loss scaling.
         channels_last: memory layout; faster for 2D convolutions on a CPU and on tensor cores.
+        recompute: keep no activations inside of blocks, see ``recompute_activations``.
         seed: of times and noise.
         max_bad_steps: steps in a row whose loss or gradient is not finite, and which are left out,
             before the run stops.
@@ -123,11 +135,13 @@ class DiffusionTrainer(FederatedTrainer):
         warmup: int = 100,
         amp: bool = False,
         channels_last: bool = True,
+        recompute: bool = False,
         seed: int = 0,
         max_bad_steps: int = MAX_BAD_STEPS,
         train_handlers: list[Any] | None = None,
     ) -> None:
-        for name, value in {"amp": amp, "channels_last": channels_last}.items():
+        switches = {"amp": amp, "channels_last": channels_last, "recompute": recompute}
+        for name, value in switches.items():
             if not isinstance(value, bool):  # the text "false" would count as true
                 raise ValueError(f"{name}: expected True or False, found {value!r}")
         super().__init__(device, max_epochs, train_data_loader, amp=False, decollate=False)
@@ -137,6 +151,7 @@ class DiffusionTrainer(FederatedTrainer):
         self.denoiser = network.to(self.state.device)
         # convolutions in three dimensions keep theirs: a module of both refuses one layout for all
         convert_conv2d_weight_memory_format(self.denoiser, layout)
+        recompute_activations(self.denoiser, recompute)
         self.optimizer = optimizer
         self.averaged = AveragedWeights(self.denoiser, averaging)
         self.learning = data_parallel(TaskLoss(self.denoiser, task))

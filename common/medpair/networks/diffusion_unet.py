@@ -259,7 +259,7 @@ class DiffusionUNet(nn.Module):
         return found
 
     def compact_modulations(self, label: Tensor) -> list[Modulation]:
-        """Return the same for one-hot label maps, in far less memory (``medpair.networks.spade``)."""
+        """Return the same for one-hot label maps, in less memory (``medpair.networks.spade``)."""
         blocks = [self.middle[0], self.middle[2], *(pair[0] for pair in self.up)]
         layers = [layer for block in blocks for layer in (block.norm1, block.norm2)]
         return compact_modulations(layers, label)

@@ -76,8 +76,9 @@ class SPADE(nn.Module):
         planes = h.is_contiguous()
         if torch.is_grad_enabled() or torch.result_type(h, shift) != h.dtype:
             return h * spread(scale, shift[0], planes) + spread(scale, shift[1], planes)
-        # spread over all pixels at once they would be as large as the features
-        most = 2**13 if h.device.type == "cpu" else 2**21
+        # spread over all pixels at once they would be as large as the features, and leave a CPU's
+        # caches
+        most = 2**11 if h.device.type == "cpu" else 2**21
         lines = max(1, most // (h.shape[0] * h.shape[3]))
         for first in range(0, h.shape[2], lines):
             part, index = h[:, :, first : first + lines], scale[:, first : first + lines]
@@ -177,7 +178,8 @@ def _rows(layer: SPADE, label: Tensor, pixels: Tensor) -> Tensor:
         for mine in of_these.split(ROWS_AT_ONCE):
             at = pixels[mine] - first * size
             # the window's first pixel, in maps with a margin of one
-            at = at // size * (height + 2) * (width + 2) + at % size // width * (width + 2) + at % width
+            line = at // size * (height + 2) + at % size // width
+            at = line * (width + 2) + at % width
             seen = hidden[at[:, None] + window].flatten(1)
             gamma, beta = F.linear(seen, kernel, layer.gamma_beta.bias).chunk(2, dim=1)
             if rows is None:
