@@ -44,9 +44,10 @@ class PlainSPADE(SPADE):
     def modulation(self, label: Tensor) -> Modulation:
         return label, label
 
-    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+    def forward(self, x: Tensor, modulation: Modulation, silu: bool = False) -> Tensor:
         gamma, beta = self.gamma_beta(self.shared(self.scaled(modulation[0]))).chunk(2, dim=1)
-        return self.norm(x) * (1 + gamma) + beta
+        h = self.norm(x) * (1 + gamma) + beta
+        return functional.silu(h) if silu else h
 
 
 def plain(network: SemanticDenoiser) -> SemanticDenoiser:

@@ -118,7 +118,7 @@ class ResidualBlock(nn.Module):
         sampling = not torch.is_grad_enabled()
         if self.steered:
             steering = modulations[0] if label is None else self.norm1.modulation(label)
-            h = F.silu(self.norm1(x, steering), inplace=sampling)
+            h = self.norm1(x, steering, True)
         else:
             h = F.silu(self.norm1(x), inplace=sampling)
         if self.resample == "down":

@@ -67,22 +67,27 @@ class SPADE(nn.Module):
         gamma, beta = self.gamma_beta(self.shared(self.scaled(label))).chunk(2, dim=1)
         return 1 + gamma, beta
 
-    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
-        """Return (B, C, H, W) normalised and modulated."""
+    def forward(self, x: Tensor, modulation: Modulation, silu: bool = False) -> Tensor:
+        """Return (B, C, H, W) normalised and modulated, and if told so through a SiLU."""
         scale, shift = modulation
         h = self.norm(x)
+        sampling = not torch.is_grad_enabled()
         if scale.is_floating_point():
-            return modulated(h, scale, shift)
+            h = modulated(h, scale, shift)
+            return F.silu(h, inplace=sampling) if silu else h
         planes = h.is_contiguous()
-        if torch.is_grad_enabled() or torch.result_type(h, shift) != h.dtype:
-            return h * spread(scale, shift[0], planes) + spread(scale, shift[1], planes)
+        if not sampling or torch.result_type(h, shift) != h.dtype:
+            h = h * spread(scale, shift[0], planes) + spread(scale, shift[1], planes)
+            return F.silu(h) if silu else h
         # spread over all pixels at once they would be as large as the features, and leave a CPU's
         # caches
-        most = 2**11 if h.device.type == "cpu" else 2**21
+        most = 2048 if h.device.type == "cpu" else 2097152
         lines = max(1, most // (h.shape[0] * h.shape[3]))
         for first in range(0, h.shape[2], lines):
             part, index = h[:, :, first : first + lines], scale[:, first : first + lines]
             part.mul_(spread(index, shift[0], planes)).add_(spread(index, shift[1], planes))
+            if silu:
+                F.silu(part, inplace=True)
         return h
 
 
