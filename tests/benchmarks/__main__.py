@@ -30,6 +30,7 @@ MODULES = (
     "rows_wgan",
     "rows_labels",
     "rows_refiner",
+    "rows_medgen3d",
     "rows_metrics",
     "rows_data",
 )
