@@ -118,11 +118,11 @@ def test_every_modulation_goes_to_the_layer_it_was_made_for(
     used = []
     plain = SPADE.forward
 
-    def watched(self: SPADE, x: Tensor, modulation: Modulation) -> Tensor:
+    def watched(self: SPADE, x: Tensor, modulation: Modulation, silu: bool = False) -> Tensor:
         assert modulation[0] is made[id(self)]
         assert modulation[0].shape == x.shape
         used.append(id(self))
-        return plain(self, x, modulation)
+        return plain(self, x, modulation, silu)
 
     monkeypatch.setattr(SPADE, "forward", watched)
     network(draw(2, 2, 16, 16), torch.ones(2), cached)
