@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import harness
@@ -77,6 +78,15 @@ def test_a_row_is_the_median_of_its_pairs_and_says_what_it_misses(
     assert not differs.equal
     assert differs.cells()[-2:] == ["too far", "DIFFERS"]
     assert table([result, far]).count("\n") == 3
+
+
+def test_a_part_of_the_work_counts_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Clock(monkeypatch).row([3.0, 5.0], [2.0, 2.0])
+    whole = replace(row, build=lambda setting: replace(row.build(setting), scale=(10.0, 0.5)))
+    result = measure(whole, Setting(repeats=2))
+    assert result.seconds == pytest.approx((40.0, 1.0))
+    assert result.ratio == pytest.approx(40.0)
+    assert result.tflop == pytest.approx(0.5 * 2 * 100 * 200 * 100 / 1e12)
 
 
 def test_a_row_about_memory_compares_peaks() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import permutation_test
 from torch import nn
 
 from medpair.data.card import Card
@@ -17,10 +18,22 @@ from medpair.data.cohort import read_card, read_cohort
 from medpair.data.files import load_torch
 from medpair.data.patches import PAD_LABEL
 from medpair.data.slices import framed
-from medpair.inferers.label_volume import Growth, LabelVolumeInferer, denoiser_from_card
+from medpair.inferers.label_volume import (
+    Growth,
+    LabelVolumeInferer,
+    Window,
+    denoiser_from_card,
+)
 from medpair.metrics.label_adjacency import adjacency
 from medpair.metrics.label_plausible import implausible
 from medpair.metrics.label_shape import label_shape, seam_ratio
+
+
+class FirstWindow(LabelVolumeInferer):
+    """A volume's first window alone, somewhere along its axis."""
+
+    def _next(self, number: int, volume: Growth) -> list[Window]:
+        return []
 
 
 def open_model(checkpoint: Path) -> tuple[Card, nn.Module]:
@@ -99,3 +112,30 @@ def real_lines(
     assert cohort.labels == inferer.cohort.labels, f"other classes than the model's: {cohort}"
     labels = (framed(volume.label, inferer.frame, PAD_LABEL) for volume in volumes)
     return [statistics_of(label, inferer) for label in labels]
+
+
+def window_statistics(
+    inferer: FirstWindow, network: nn.Module, indices: Sequence[int], device: torch.device
+) -> np.ndarray:
+    """Make first windows; return (N, 2 K): shares of the voxels, then pieces, of the K classes."""
+    with torch.no_grad():
+        grown = inferer.grow(network, indices, 0, device)
+    rows = []
+    for growth in grown:
+        label = growth.label[growth.low : growth.high]
+        shape = label_shape(label, inferer.cohort.num_labels, (1, 1, 1), axis=0)
+        rows.append([*(volume / label.size for volume in shape.volume), *shape.components])
+    return np.array(rows)
+
+
+def swapped(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Return (F,) the p of a test that swaps the two of a pair, for (N, F) statistics of both."""
+    found = permutation_test(
+        (one, two),
+        lambda first, second, axis: (first - second).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        random_state=np.random.default_rng(0),
+    )
+    return np.asarray(found.pvalue)
