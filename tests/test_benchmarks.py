@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import harness
@@ -95,6 +96,15 @@ def test_a_row_may_have_a_limit_in_seconds(monkeypatch: pytest.MonkeyPatch) -> N
             dataclasses.replace(row, build=lambda _, sides=sides: sides), Setting(repeats=1)
         )
         assert result.cells()[-1] == end
+
+
+def test_a_part_of_the_work_counts_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Clock(monkeypatch).row([3.0, 5.0], [2.0, 2.0])
+    whole = replace(row, build=lambda setting: replace(row.build(setting), scale=(10.0, 0.5)))
+    result = measure(whole, Setting(repeats=2))
+    assert result.seconds == pytest.approx((40.0, 1.0))
+    assert result.ratio == pytest.approx(40.0)
+    assert result.tflop == pytest.approx(0.5 * 2 * 100 * 200 * 100 / 1e12)
 
 
 def test_a_row_about_memory_compares_peaks() -> None:

@@ -44,6 +44,8 @@ class Sides:
         count_flops: False where the arithmetic is not PyTorch's, or too long to count.
         memory: which ratio the row is about: False, seconds; True, peak memory of the two.
         limit: seconds that our side may take, whatever the baseline takes.
+        scale: what the seconds (and FLOP) of the baseline and of ours are multiplied with, where a
+            side does a part of the task, or several at once; the notes say so.
         notes: said under the table.
     """
 
@@ -54,6 +56,7 @@ class Sides:
     count_flops: bool = True
     memory: bool = False
     limit: float | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
     notes: str = ""
 
 
@@ -173,7 +176,8 @@ def measure(row: Row, setting: Setting) -> Result:
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(1 if sides.memory else setting.repeats):
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):
-            times[side].append(seconds_of(both[side], setting.device))
+            seconds = seconds_of(both[side], setting.device)
+            times[side].append(seconds * sides.scale[side])
     result.seconds = (statistics.median(times[0]), statistics.median(times[1]))
     pairs = [slow / fast for slow, fast in zip(*times, strict=True)]
     result.peak = (
@@ -188,10 +192,9 @@ def measure(row: Row, setting: Setting) -> Result:
     if sides.count_flops:
         with Flops() as counter:
             sides.ours()
-        result.tflop = counter.total / 1e12
-        result.share = share_of_floor(
-            counter.total, result.seconds[1], sides.precision, setting.device
-        )
+        flops = counter.total * sides.scale[1]
+        result.tflop = flops / 1e12
+        result.share = share_of_floor(flops, result.seconds[1], sides.precision, setting.device)
     result.notes = sides.notes
     return result
 

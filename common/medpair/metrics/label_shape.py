@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import find_objects
-from scipy.ndimage import label as connected_components
 
+from medpair.metrics.components import component_sizes
 from medpair.metrics.summary import bootstrap_interval
 
 # Fewer voxels are no component: one cube of 2 x 2 x 2. Manual contours leave specks below this
@@ -125,9 +125,13 @@ def label_shape(
     if len(steps) != 3 or not all(math.isfinite(step) and step > 0 for step in steps):
         raise ValueError(f"spacing: expected 3 positive numbers, one per axis, found {steps}")
     surface = _surfaces(classes, num_labels, steps)
+    boxes, pieces = (
+        find_objects(classes, max_label=num_labels),
+        component_sizes(classes, num_labels),
+    )
     rows = [
-        _class_row(classes, index, box, axis)
-        for index, box in enumerate(find_objects(classes, max_label=num_labels), start=1)
+        _class_row(classes, index, box, sizes, axis)
+        for index, (box, sizes) in enumerate(zip(boxes, pieces, strict=True), start=1)
     ]
     voxels, components, shares, centroids, overlaps = zip(*rows, strict=True)
     volumes = tuple(count * math.prod(steps) for count in voxels)
@@ -230,14 +234,16 @@ def _surfaces(classes: NDArray[Any], num_labels: int, steps: Sequence[float]) ->
 
 
 def _class_row(
-    classes: NDArray[Any], index: int, box: tuple[slice, ...] | None, axis: int
+    classes: NDArray[Any],
+    index: int,
+    box: tuple[slice, ...] | None,
+    sizes: NDArray[np.int64],
+    axis: int,
 ) -> tuple[int, int, float, tuple[float, ...] | None, float | None]:
     """Return voxels, components, largest share, centroid and slice overlap of a class."""
     if box is None:
         return 0, 0, 1.0, None, None
     mask = np.ascontiguousarray(classes[box]) == index
-    parts, count = connected_components(mask, structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(parts[mask], minlength=count + 1)[1:]
     voxels, largest = int(sizes.sum()), int(sizes.max())
     components = max(1, int(np.count_nonzero(sizes >= MIN_COMPONENT)))
     centroid = []
