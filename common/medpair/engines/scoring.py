@@ -19,6 +19,7 @@ from medpair.data.locks import hold
 from medpair.data.orientation import axis_codes, to_ras
 from medpair.data.segmentation import read_truth
 from medpair.engines.distributed import gathered, is_main_rank, main_rank_first
+from medpair.metrics.class_overlap import class_masks
 from medpair.metrics.distance import balanced_average_hausdorff, dice
 from medpair.metrics.summary import summarize
 
@@ -107,10 +108,8 @@ class CaseScores:
         prediction, _ = to_ras(array, affine)
         regions = {"volume": None} | ({"roi": roi} if roi is not None else {})
         for region, mask in regions.items():
-            for value, name in enumerate(self.labels[1:], start=1):
-                pair = (prediction == value, truth == value)
-                if mask is not None:
-                    pair = (pair[0] & mask, pair[1] & mask)
+            pairs = class_masks((prediction, truth), len(self.labels) - 1, mask)
+            for name, pair in zip(self.labels[1:], pairs, strict=True):
                 row = score(*pair, spacing)
                 self.rows.append({"case": data["case"], "region": region, "class": name} | row)
         return data

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medpair.data.sampling import numpy_generator
-from medpair.metrics.distance import dice
+from medpair.metrics.class_overlap import class_dice
 from medpair.metrics.summary import summarize
 from medpair.report.alignment_plots import plot_agreement
 from medpair.report.pairs import Pair, PairFolder
@@ -32,12 +32,7 @@ def agreement(
     """Return (N, K) Dice of predicted and given labels; NaN where neither has the class."""
     rows = []
     for pair in progress(pairs, "alignment"):
-        found = predict(pair)
-        row = []
-        for k in range(1, pairs.num_labels + 1):
-            both = found == k, pair.label == k
-            row.append(dice(*both) if both[0].any() or both[1].any() else np.nan)
-        rows.append(row)
+        rows.append(class_dice(predict(pair), pair.label, pairs.num_labels))
     return np.array(rows, dtype=np.float64).reshape(len(pairs), pairs.num_labels)
 
 
