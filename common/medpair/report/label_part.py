@@ -77,7 +77,7 @@ def class_histograms(
         num_labels: number of foreground classes, K.
     """
     bins = len(BINS) - 1
-    counts = np.zeros((num_labels + 1) * bins, np.int64)
+    counts: NDArray[np.int64] = np.zeros((num_labels + 1) * bins, np.int64)
     # slice by slice: an index of every voxel would be several times the volume
     for values, classes in zip(unit, label, strict=True):
         # the last bin holds its upper edge, as in `np.histogram`
