@@ -226,7 +226,8 @@ def part_rule(cell: Cell, run: Any) -> tuple[int, int]:
     inferer = run.parser.get_parsed_content("inferer")
     if cell.subject == "medgen3d_mcdpm":  # a row is a window; their number may be one more
         windows = 1 + math.ceil((cell.size - inferer.window) / (inferer.window - inferer.overlap))
-        return inferer.steps, windows * inferer.steps
+        # the first window is alone, later ones go two by two
+        return 2 * inferer.steps, windows * inferer.steps
     if cell.subject == "medgen3d_vid2vid":
         return 8, cell.size
     if cell.subject == "medgen3d_semantic_refiner":

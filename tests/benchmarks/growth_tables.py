@@ -59,7 +59,7 @@ def by_volume(found: dict[tuple[Any, ...], Line]) -> str:
         batch = f" ({own['batch']})" if own and "batch" in own else ""
         rows.append(
             [
-                f"{bundle}, `{preset}`",
+                bundle if bundle == "unet_segmentation" else f"{bundle}, `{preset}`",
                 str(size),
                 *(told("train", 1), told("train", 0) + batch, told("make", 1)),
             ]

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.report.cohorts import PNG, SIZE, MemoryPairs, cohort
 
 from medpair.report import label_part as module
-from medpair.report.label_part import BINS, class_histograms, label_part, measure
+from medpair.report.label_part import label_part, measure
 from medpair.report.pairs import Pair
 from medpair.report.sections import differs, label_section
 
@@ -173,19 +173,6 @@ def test_many_classes_are_drawn_in_part_and_listed_in_full():
     assert len(part.numbers["classes"]) == count
     for png in part.figures.values():
         assert max(Image.open(io.BytesIO(png)).size) < 4000
-
-
-def test_histograms_of_all_classes_are_those_of_each():
-    rng = np.random.default_rng(0)
-    label = rng.integers(0, 8, (5, 6, 7)).astype(np.uint8)
-    label[label == 3] = 0
-    # edges of bins, the ends of the range among them, and what lies just beside them
-    unit = rng.choice(BINS, label.shape).astype(np.float32)
-    unit[::2] = np.nextafter(unit[::2], np.float32(0))
-    found = class_histograms(unit, label, 9)
-    plain = [np.histogram(unit[label == k], BINS)[0] for k in range(10)]
-    assert np.array_equal(found, plain)
-    assert found.sum() == label.size
 
 
 def test_contacts_are_compared_over_all_pairs_of_classes(real, unplotted):

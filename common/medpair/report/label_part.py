@@ -57,33 +57,15 @@ def measure(
         shapes.append(label_shape(pair.label, pairs.num_labels, pair.spacing, axis))
         contacts.append(adjacency(pair.label, pairs.num_labels, pair.spacing))
         spacings.append(pair.spacing)
-        counts = class_histograms(pair.unit(), pair.label, pairs.num_labels).astype(np.float64)
+        unit = pair.unit()
+        rows = [np.histogram(unit[pair.label == k], BINS)[0] for k in range(pairs.num_labels + 1)]
+        counts = np.array(rows, dtype=np.float64)
         total = counts.sum(axis=1, keepdims=True)
         histograms.append(
             np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
         )
     spacing = np.median(spacings, axis=0)
     return CohortLabels(shapes, np.array(histograms), np.array(contacts), spacing)
-
-
-def class_histograms(
-    unit: NDArray[np.floating], label: NDArray[np.integer], num_labels: int
-) -> NDArray[np.int64]:
-    """Return (K + 1, bins) voxels of each class in each of ``BINS``, background first.
-
-    Args:
-        unit: (W, H, D) intensities in -1..1.
-        label: (W, H, D) class indices in 0..num_labels.
-        num_labels: number of foreground classes, K.
-    """
-    bins = len(BINS) - 1
-    counts: NDArray[np.int64] = np.zeros((num_labels + 1) * bins, np.int64)
-    # slice by slice: an index of every voxel would be several times the volume
-    for values, classes in zip(unit, label, strict=True):
-        # the last bin holds its upper edge, as in `np.histogram`
-        place = np.minimum(np.searchsorted(BINS, values.ravel(), side="right") - 1, bins - 1)
-        counts += np.bincount(classes.ravel().astype(np.intp) * bins + place, minlength=len(counts))
-    return counts.reshape(num_labels + 1, bins)
 
 
 def label_part(
