@@ -100,7 +100,7 @@ def label_part(
     ]
     contacts = [c.contacts.reshape(len(c.shapes), -1) for c in (one, two)]
     # most classes never touch: a share that is 0 everywhere adds nothing to the distance
-    touching = np.logical_or(*(rows.any(axis=0) for rows in contacts))
+    touching = contacts[0].any(axis=0) | contacts[1].any(axis=0)
     of_contacts = _contact_distance(len(names) + 1)
     mean = [c.contacts.mean(axis=0) for c in (one, two)]
     numbers = {
