@@ -230,11 +230,12 @@ def test_a_signal_to_the_whole_group_spares_the_workers_of_the_step(
         everyone = [str(worker.pid) for worker in workers] + [str(os.getpid())]
         subprocess.run(["kill", f"-{name}", *everyone], check=True)
 
-    trainer.add_event_handler(Events.ITERATION_STARTED(once=1), tell_all)
+    # in the second step both have given a batch: they are past their start
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=2), tell_all)
     with pytest.raises(SystemExit) as stop:
         trainer.run()
     assert stop.value.code == 128 + getattr(signal, name)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 1
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 2
     assert len(workers) == 2
     del trainer, cut, stop
     gc.collect()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import json
 import os
 import pkgutil
@@ -41,7 +42,7 @@ def import_everything() -> None:
 
 def watch(folder: str, act: Callable[[int], None]) -> list[int]:
     """Call ``act`` with a number before each change to a file in ``folder``; return the counter."""
-    count = [0]
+    count, numbers = [0], itertools.count(1)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
@@ -52,8 +53,10 @@ def watch(folder: str, act: Callable[[int], None]) -> list[int]:
         else:
             return
         if changes and isinstance(path, (str, Path)) and str(path).startswith(folder):
-            count[0] += 1
-            act(count[0])
+            # threads write too: each change has a number of its own
+            number = next(numbers)
+            count[0] = max(count[0], number)
+            act(number)
 
     sys.addaudithook(hook)
     return count
