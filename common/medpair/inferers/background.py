@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 # Calls that wait for each thread: enough that none is idle, few enough that memory stays flat
@@ -59,6 +59,9 @@ class Background:
             Exception: the first that a call has raised; the others are done all the same.
         """
         calls, self._calls = list(self._calls), deque()
+        # before the threads are joined: Python 3.11 takes a thread for ended when a signal raises
+        # in its join, and would leave it behind in the middle of a file
+        wait(calls)
         if self._pool is not None:
             self._pool.shutdown(wait=True)
             self._pool = None
