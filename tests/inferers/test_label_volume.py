@@ -483,6 +483,22 @@ def test_no_label_is_cut_off(tmp_path: Any) -> None:
     np.testing.assert_array_equal(written.array, truth)
 
 
+@pytest.mark.parametrize(("specks", "size"), [(1, (7, 8, 20)), (2, FRAME)])
+def test_specks_beyond_the_size_are_no_reason_for_another(
+    specks: int, size: tuple[int, ...], tmp_path: Any
+) -> None:
+    """Up to a thousandth of the label: beyond, no image generator has ever seen an image."""
+    writer = writer_of(tmp_path / "out", card(sizes=((7, 8, 20),)))
+    truth = np.zeros(FRAME, np.uint8)
+    truth[0:7, 0:8, 7:26] = 1
+    truth[7, 7, : 2 * specks : 2] = 2
+    volume = generate(writer.inferer, Oracle(writer.inferer, truth), 0)
+    writer({"index": 0, "pred": torch.from_numpy(volume)})
+    written = read_volume(tmp_path / "out" / writer.folder.paths(0)["label"], np.uint8)
+    assert written.array.shape == size
+    assert (written.array == 1).sum() == 7 * 8 * 19
+
+
 @pytest.mark.parametrize(
     ("options", "key"),
     [
