@@ -14,6 +14,7 @@ import os
 import pkgutil
 import resource
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -68,6 +69,8 @@ def child(task: dict[str, Any]) -> int:
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
+    # a shell's background jobs ignore Ctrl-C, and so would what they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if task.get("file_size") is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (task["file_size"], task["file_size"]))
     if task.get("user") is not None:
