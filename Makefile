@@ -32,7 +32,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 test-long: lint
-	OMP_NUM_THREADS=1 MEDPAIR_LONG=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 MEDPAIR_LONG=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 7200 tests
 
 bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks
