@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
 from tests.conftest import tiny_dataset
 
 from medpair.data.cohort import (
@@ -16,6 +17,7 @@ from medpair.data.cohort import (
     read_card,
     read_cohort,
     resample,
+    resampled_size,
     robust_range,
     to_unit,
 )
@@ -60,9 +62,32 @@ def test_other_spacings_are_resampled_to_the_cohorts(tmp_path: Path) -> None:
     folder = tiny_dataset(tmp_path / "set", spacing=(1.0, 1.0, 2.0))
     cohort, volumes = read_cohort(folder, spacing=(1.0, 1.0, 1.0))
     assert cohort.spacing == (1.0, 1.0, 1.0)
-    assert volumes[0].image.shape == volumes[0].label.shape == (16, 14, 24)
+    assert volumes[0].image.shape == volumes[0].label.shape == (16, 14, 23)
     native = read_cohort(folder)[1][0]
-    assert volumes[0].label.sum() == pytest.approx(2 * native.label.sum(), rel=0.01)
+    np.testing.assert_array_equal(volumes[0].label[..., ::2], native.label)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.5, 1.5, 3.0), (0.7, 1.0, 0.7)])
+def test_pairs_are_resampled_as_segmenters_see_them(
+    tmp_path: Path, spacing: tuple[float, float, float]
+) -> None:
+    """Another grid of ours cost a brain's segmenter 0.024 DSC: images smoother, labels shifted."""
+    folder = tiny_dataset(tmp_path / "set", size=(12, 11, 13))
+    keys = ["image", "label"]
+    as_segmenters_do = Compose(
+        [
+            LoadImaged(keys, reader="NibabelReader", ensure_channel_first=True),
+            Orientationd(keys, axcodes="RAS", labels=None),
+            Spacingd(keys, pixdim=spacing, mode=["bilinear", "nearest"]),
+        ]
+    )
+    cohort, volumes = read_cohort(folder, spacing=spacing)
+    for case, volume in zip(load_dataset(folder).split("training"), volumes, strict=True):
+        seen = as_segmenters_do({"image": str(case.image), "label": str(case.label)})
+        np.testing.assert_array_equal(seen["label"][0].numpy(), volume.label)
+        image = seen["image"][0].numpy()
+        np.testing.assert_allclose(to_unit(image, *robust_range(image)), volume.image, atol=1e-4)
+    assert cohort.sizes == (tuple(resampled_size((12, 11, 13), (1, 1, 1), spacing)),) * 4
 
 
 def test_nearly_equal_spacing_is_left_alone() -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Spacing
 from torch import Tensor
 
 from medpair.data.card import (
@@ -130,7 +133,7 @@ def resampled_size(
     Raises:
         DataError: if it would have more voxels than a volume may have; names ``source``.
     """
-    result = [max(1, round(n * a / b)) for n, a, b in zip(size, old, new, strict=True)]
+    result = [int(np.round((n - 1) * a / b + 1)) for n, a, b in zip(size, old, new, strict=True)]
     if math.prod(result) > MAX_VOXELS:
         raise DataError(
             f"{source}: expected at most {MAX_VOXELS} voxels at {numbers(new)} mm, found "
@@ -142,14 +145,19 @@ def resampled_size(
 def resample(
     array: np.ndarray, old: Sequence[float], new: Sequence[float], order: int
 ) -> np.ndarray:
-    """Resample (W, H, D) from one spacing to another; ``order`` 1 for images, 0 for labels."""
-    from scipy.ndimage import zoom
+    """Resample (W, H, D) from one spacing to another; ``order`` 1 for images, 0 for labels.
 
+    The grid is that of MONAI's ``Spacing``, with which segmenters are trained: the first voxel
+    keeps its place. Were every second voxel taken there and the mean of eight here, a segmenter
+    would find generated images smoother than real ones, and their labels half a voxel off.
+    """
     if np.allclose(old, new, rtol=SPACING_TOLERANCE):
         return array
-    size = resampled_size(array.shape, old, new)
-    factors = [s / n for s, n in zip(size, array.shape, strict=True)]
-    return zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+    resampled_size(array.shape, old, new)
+    spacing = Spacing(new, mode="bilinear" if order else "nearest", padding_mode="border")
+    affine = torch.diag(torch.tensor([*old, 1.0], dtype=torch.float64))
+    volume = MetaTensor(np.ascontiguousarray(array, np.float32)[None], affine=affine)
+    return spacing(volume)[0].numpy().astype(array.dtype)
 
 
 def read_cohort(
