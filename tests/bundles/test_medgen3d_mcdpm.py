@@ -108,6 +108,12 @@ def test_training_cut_by_a_signal_goes_on_identically(
         {"objective": "epsilon", "learn_variance": True, "encoding": "one_hot"},
         {"objective": "v", "schedule": "cosine", "encoding": "grey", "slicing_axis": "coronal"},
         {"objective": "classes", "schedule": "cosine"},
+        {
+            "objective": "classes",
+            "schedule": "cosine",
+            "self_conditioning": True,
+            "time_power": 0.5,
+        },
         {"objective": "flow", "schedule": "flow", "slicing_axis": "sagittal", "shift": 0},
     ],
 )

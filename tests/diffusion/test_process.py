@@ -76,6 +76,18 @@ def test_training_times_cover_what_the_schedule_has() -> None:
     assert flow.std().item() == pytest.approx(math.sqrt(1 / 12), abs=0.01)
 
 
+@pytest.mark.parametrize(("objective", "schedule"), [("epsilon", "linear"), ("flow", "flow")])
+def test_times_of_a_power_have_its_moments(objective: Any, schedule: Any) -> None:
+    diffusion = Diffusion(objective, schedule, timesteps=1000)
+    for power in (0.5, 2.0):
+        drawn = diffusion.draw_times(20_000, torch.Generator().manual_seed(3), power)
+        assert drawn.min() > 0
+        assert drawn.max() <= 1
+        # E[u^p] = 1 / (1 + p), E[u^2p] = 1 / (1 + 2p)
+        assert drawn.mean().item() == pytest.approx(1 / (1 + power), abs=0.01)
+        assert drawn.square().mean().item() == pytest.approx(1 / (1 + 2 * power), abs=0.01)
+
+
 @pytest.mark.parametrize("learn", [False, True])
 def test_loss_ignores_elements_of_weight_zero(learn: bool) -> None:
     diffusion = Diffusion("epsilon", "linear", 100, learn_variance=learn)

@@ -261,8 +261,10 @@ def test_seams_are_where_windows_meet() -> None:
     assert len(seen) > 3
 
 
-def test_several_volumes_at_once_are_each_alone() -> None:
+@pytest.mark.parametrize("told", [False, True])
+def test_several_volumes_at_once_are_each_alone(told: bool) -> None:
     content = card()
+    content["network"]["self_conditioning"] = told
     network = untrained(content)
     for options in ({}, {"solver": "ancestral"}, {"guidance": 1.5}):
         inferer = LabelVolumeInferer(content, seed=2, **{"steps": 3, **options})  # type: ignore[arg-type]
@@ -354,6 +356,50 @@ def test_guidance_of_one_is_no_guidance() -> None:
         for weight in (1.0, 3.0)
     ]
     assert (volumes[0] != volumes[1]).mean() < 1e-3
+
+
+class Listener(nn.Module):
+    """Predict x_0 = a constant that rises with every call, and remember what was said before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        known: Tensor,
+        position: Tensor,
+        previous: Tensor | None = None,
+    ) -> Tensor:
+        answer = 0.01 * len(self.calls)
+        self.calls.append({"x": x, "known": known.bool(), "previous": previous, "said": answer})
+        return torch.full_like(x, answer)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_window_is_told_what_was_said_of_it_a_step_before(guidance: float) -> None:
+    content = card(encoding="grey", diffusion={"objective": "x0", "timesteps": 20})
+    content["network"]["self_conditioning"] = True
+    network = Listener()
+    generate(LabelVolumeInferer(content, steps=3, guidance=guidance), network, 0)
+    assert len(network.calls) > 6
+    for number, call in enumerate(network.calls):
+        if number % 3 == 0:  # a new window: nothing was said of it
+            assert call["previous"] is None
+            continue
+        given = call["known"][:, None, :, None, None].expand_as(call["x"])
+        assert given.any() or number < 3
+        # what is given is told clean, in the unconditional branch nothing is
+        torch.testing.assert_close(call["previous"][given], call["x"][given])
+        said = torch.full_like(call["x"], network.calls[number - 1]["said"])
+        torch.testing.assert_close(call["previous"][~given], said[~given])
+    # a network that has not learned it is not told
+    content["network"]["self_conditioning"] = False
+    network = Listener()
+    generate(LabelVolumeInferer(content, steps=3, guidance=guidance), network, 0)
+    assert all(call["previous"] is None for call in network.calls)
 
 
 def test_height_is_what_was_asked_for(tmp_path: Any) -> None:

@@ -150,3 +150,25 @@ def test_without_a_neighbourhood_evidence_changes_nothing() -> None:
     # codes have no classes to correct
     plain = MaskSequenceDenoiser(4, 2, 1, **SMALL, neighbourhood=8)
     assert plain.neighbourhood is None
+
+
+def test_what_was_said_before_is_heard_once_it_is_learned() -> None:
+    told = MaskSequenceDenoiser(4, 2, 1, **SMALL, patch=2, self_conditioning=True)
+    given, said = inputs(), draw(2, 2, 4, 8, 12)
+    assert told.settings["self_conditioning"]
+    without = MaskSequenceDenoiser(4, 2, 1, **SMALL, patch=2)
+    awake(without)
+    # all of a network without it fits; its own layer is zero: the same function
+    left = told.load_state_dict(without.state_dict(), strict=False)
+    assert left.missing_keys == ["previous.weight"]
+    assert not left.unexpected_keys
+    base = without(**given)
+    assert torch.equal(told(**given, previous=said), base)
+    awake(told)
+    base = told(**given)
+    # nothing said is zero said, and each slice of it reaches every slice
+    torch.testing.assert_close(told(**given, previous=torch.zeros_like(said)), base)
+    one_slice = torch.zeros_like(said)
+    one_slice[:, :, 1] = 1
+    other = told(**given, previous=one_slice)
+    assert (other - base).abs().amax(dim=(1, 3, 4)).min() > 1e-3

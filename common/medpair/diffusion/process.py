@@ -88,10 +88,19 @@ class Diffusion:
         """Output channels of the network per channel of data."""
         return 2 if self.learn_variance else 1
 
-    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return (count,) times of training in (0, 1]: T discrete levels, or uniform for flow."""
+    def draw_times(self, count: int, generator: torch.Generator, power: float = 1.0) -> Tensor:
+        """Return (count,) times of training in (0, 1]: T discrete levels, or uniform for flow.
+
+        Args:
+            count: how many.
+            generator: decides them.
+            power: of uniform times; below 1 there are more late ones, where the noise is strong.
+        """
         if self.objective == "flow":
-            return 1.0 - torch.rand(count, generator=generator)
+            return (1.0 - torch.rand(count, generator=generator)) ** power
+        if power != 1.0:
+            late = (1.0 - torch.rand(count, generator=generator)) ** power
+            return (late * self.schedule.timesteps).ceil() / self.schedule.timesteps
         steps = torch.randint(1, self.schedule.timesteps + 1, (count,), generator=generator)
         return steps / self.schedule.timesteps
 

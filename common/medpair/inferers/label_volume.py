@@ -153,6 +153,7 @@ class LabelVolumeInferer:
         _require_sequence(card)
         self.diffusion = part_of(card, "diffusion", Diffusion)
         self.code = part_of(card, "code", LabelCode)
+        self.self_conditioning = bool(card["network"].get("self_conditioning", False))
         self.cohort = cohort_of(card)
         self.reference = part_of(card, "label_reference", _reference)
         order = part_of(card, "sequence", SliceOrder)
@@ -298,8 +299,10 @@ class LabelVolumeInferer:
         start = noise()
         of_given = noise() if self.guidance != 1.0 else None
         ones = torch.ones_like(hidden)
+        said: Tensor | None = None  # of x_0, a step before
 
         def denoise(x: Tensor, t: float) -> Prediction:
+            nonlocal said
             time = torch.full((len(windows),), t, device=device)
             scaled = time * self.diffusion.schedule.timesteps
             self.evaluations += 1
@@ -313,13 +316,21 @@ class LabelVolumeInferer:
             if self.diffusion.objective == "classes":
                 levels = self.diffusion.levels(time[:1], x)
                 inputs.append(self.code.evidence(x_in, *levels, free))
-            output = network(*inputs)
+            told = {}
+            if said is not None:
+                both = said.repeat(len(given) // len(x), 1, 1, 1, 1)
+                told["previous"] = torch.lerp(given, both, free)
+            output = network(*inputs, **told)
             if of_given is not None:
                 output = self._guided(*output.chunk(2))
             if self.diffusion.objective != "classes":
-                return self.diffusion.predicted(output.float(), x, time)
-            own = self.code.evidence(x, *self.diffusion.levels(time, x))
-            return Prediction(self.code.mean(output.float() + self.evidence * own))
+                prediction = self.diffusion.predicted(output.float(), x, time)
+            else:
+                own = self.code.evidence(x, *self.diffusion.levels(time, x))
+                prediction = Prediction(self.code.mean(output.float() + self.evidence * own))
+            if self.self_conditioning:
+                said = prediction.x0.clamp(-1.0, 1.0)
+            return prediction
 
         x0 = sample(self.diffusion, denoise, start, self.grid, self.solver, noise)
         return self.code.decode(x0).cpu().numpy()

@@ -272,6 +272,7 @@ class DiffusionUNet(nn.Module):
         position: Tensor | None = None,
         view: Tensor | None = None,
         label: Tensor | None = None,
+        extra: Tensor | None = None,
     ) -> Tensor:
         """Return the prediction.
 
@@ -282,6 +283,7 @@ class DiffusionUNet(nn.Module):
             position: (B,) in 0..1.
             view: (B,) index of the view.
             label: (B, label_channels, H, W), where there are no ``modulations``.
+            extra: (B, channels[0], H, W) features added to those of the first layer.
 
         Returns:
             (B, out_channels, H, W).
@@ -297,6 +299,8 @@ class DiffusionUNet(nn.Module):
         if self.view is not None and view is not None:
             emb = emb + self.view(view)
         h = self.conv_in(x)
+        if extra is not None:
+            h = h + extra
         if torch.is_grad_enabled() and not h.requires_grad:
             # a frozen first layer: PyTorch 2.13's group norm crashes on a CPU where its weights
             # need a gradient, its input none, in the channels-last layout

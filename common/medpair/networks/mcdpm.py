@@ -67,6 +67,9 @@ class MaskSequenceDenoiser(nn.Module):
         patch: the U-Net works on squares of so many pixels a side, whose pixels are channels too:
             2 does without the costly level of full size.
         neighbourhood: with ``classes``, width of the correction by neighbours; 0 for none.
+        self_conditioning: the network may be told what it said of x_0 a step before (Chen et al.
+            2023, "Analog bits", section 3.2): what is decided once need not be found again in the
+            noise. Its layer is zero at first: a network without can be trained on with it.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class MaskSequenceDenoiser(nn.Module):
         patch: int = 1,
         classes: int = 0,
         neighbourhood: int = 0,
+        self_conditioning: bool = False,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -92,6 +96,7 @@ class MaskSequenceDenoiser(nn.Module):
             "patch": patch,
             "classes": classes,
             "neighbourhood": neighbourhood if classes else 0,
+            "self_conditioning": self_conditioning,
         }
         self.patch = patch
         self.window = window
@@ -104,6 +109,11 @@ class MaskSequenceDenoiser(nn.Module):
             attention_levels=attention_levels,
             positions=True,
         )
+        self.previous: nn.Conv2d | None = None
+        if self_conditioning:
+            numbers = window * code_channels * patch**2
+            self.previous = nn.Conv2d(numbers, self.unet.base, 3, padding=1, bias=False)
+            nn.init.zeros_(self.previous.weight)
         # what the noisy input contributes to each predicted channel directly, by time: noise in
         # many channels does not fit through the U-Net's width, and need not; classes have no noise
         self.direct: nn.Sequential | None = None
@@ -130,6 +140,7 @@ class MaskSequenceDenoiser(nn.Module):
         known: Tensor | None = None,
         position: Tensor | None = None,
         evidence: Tensor | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
         """Return the prediction for every slice.
 
@@ -140,6 +151,8 @@ class MaskSequenceDenoiser(nn.Module):
             position: (B,) first slice of the window relative to the volume's height; default 0.
             evidence: (B, classes, m, H, W) log-likelihood of each class given the voxel's own code,
                 for the correction by neighbours.
+            previous: (B, C, m, H, W) what was said of x_0 a step before, for a network with
+                self-conditioning; default nothing was.
 
         Returns:
             (B, C * output_factor, m, H, W), or logits (B, classes, m, H, W).
@@ -150,7 +163,11 @@ class MaskSequenceDenoiser(nn.Module):
         known = x.new_zeros(b, m) if known is None else known
         planes = known.to(x)[:, :, None, None].expand(b, m, h, w)
         packed = functional.pixel_unshuffle(torch.cat([x.flatten(1, 2), planes], dim=1), self.patch)
-        out = functional.pixel_shuffle(self.unet(packed, time, position=position), self.patch)
+        extra: Tensor | None = None
+        if self.previous is not None and previous is not None:
+            extra = self.previous(functional.pixel_unshuffle(previous.flatten(1, 2), self.patch))
+        out = self.unet(packed, time, position=position, extra=extra)
+        out = functional.pixel_shuffle(out, self.patch)
         out = out.view(b, self.output_channels, m, h, w)
         emb = self.unet.time(embedding(time, self.unet.base))
         if self.neighbourhood is not None and evidence is not None:

@@ -158,6 +158,7 @@ def mask_denoiser(network: Mapping[str, Any], code: Mapping[str, Any]) -> Anatom
         ClassAxis(r"unet\.conv_in\.weight", 1, _of_each(seen, pixels)),
         ClassAxis(r"unet\.conv_out\.(weight|bias)", 0, _of_each(_of_each(outputs, slices), pixels)),
         ClassAxis(r"direct\.1\.(weight|bias)", 0, _of_each(numbers, slices)),
+        ClassAxis(r"previous\.weight", 1, _of_each(_of_each(numbers, slices), pixels)),
     ]
     logits = tuple(_classes("logit", network["classes"]))
     axes.append(ClassAxis(r"neighbourhood\.conv1\.weight", 1, logits))

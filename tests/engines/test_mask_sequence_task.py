@@ -1,0 +1,121 @@
+"""MC-DPM's training step: what the network is told, and what it is judged by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medpair.data.label_codes import LabelCode
+from medpair.diffusion.process import Diffusion
+from medpair.engines.diffusion import MaskSequenceTask
+
+CLASSES = 5
+KINDS = [("classes", "cosine"), ("epsilon", "linear"), ("v", "cosine"), ("flow", "flow")]
+
+
+class Recorder(nn.Module):
+    """Answer zero and remember what was given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, 1, 1, 1))
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(self, x: Tensor, **given: Tensor) -> Tensor:
+        self.calls.append({"x": x, "graded": torch.is_grad_enabled(), **given})
+        return self.weight.expand(len(x), -1, *x.shape[2:])
+
+
+def batch() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    known = torch.zeros(3, 4)
+    known[1, :2] = 1
+    known[2, 2:] = 1
+    return {
+        "label": torch.randint(CLASSES, (3, 4, 8, 8), generator=generator),
+        "known": known,
+        "position": torch.tensor([0.0, 0.3, 0.6]),
+    }
+
+
+def task(objective: Any, schedule: Any, **settings: Any) -> tuple[MaskSequenceTask, Recorder]:
+    code = LabelCode(CLASSES, "bits")
+    channels = CLASSES if objective == "classes" else code.channels
+    return MaskSequenceTask(Diffusion(objective, schedule), code, **settings), Recorder(channels)
+
+
+@pytest.mark.parametrize(("objective", "schedule"), KINDS)
+def test_half_of_the_batches_are_told_what_was_said(objective: str, schedule: str) -> None:
+    step, network = task(objective, schedule, self_conditioning=True)
+    generator = torch.Generator().manual_seed(1)
+    given, told = batch(), 0
+    clean = step.code.encode(given["label"])
+    known = given["known"][:, None, :, None, None].bool()
+    for _ in range(40):
+        network.calls.clear()
+        step(network, given, generator)["loss"].backward()
+        *first, last = network.calls
+        assert last["graded"]
+        if "previous" not in last:
+            assert not first
+            continue
+        told += 1
+        # said without a gradient, of the same noisy input, and without having been told
+        assert len(first) == 1
+        assert not first[0]["graded"]
+        assert "previous" not in first[0]
+        assert torch.equal(first[0]["x"], last["x"])
+        said = last["previous"]
+        assert said.shape == clean.shape
+        assert said.abs().max() <= 1.0 + 1e-6
+        # what is given clean is said clean
+        torch.testing.assert_close(torch.where(known, said, 0.0), torch.where(known, clean, 0.0))
+    assert 12 <= told <= 28
+
+
+def test_what_a_voxel_says_of_itself_is_bayes_rule() -> None:
+    """A network that knows nothing: what was said is each voxel's own posterior mean."""
+    step, network = task("classes", "cosine", self_conditioning=True)
+    given = batch()
+    given["known"] = torch.zeros(3, 4)
+    generator = torch.Generator().manual_seed(1)
+    while not network.calls or "previous" not in network.calls[-1]:
+        step(network, given, generator)
+    call = network.calls[-1]
+    t = call["time"] / step.diffusion.schedule.timesteps
+    alpha, sigma = step.diffusion.levels(t, call["x"])
+    words = step.code.words
+    distance = (call["x"][:, None] - alpha[:, None] * words[None, :, :, None, None, None]).square()
+    log = (-0.5 * distance.sum(dim=2) / sigma.square()).double()
+    mean = torch.einsum("bk...,kc->bc...", log.softmax(dim=1), words.double())
+    torch.testing.assert_close(call["previous"].double(), mean, atol=1e-4, rtol=0)
+
+
+def test_without_it_every_step_is_one_pass() -> None:
+    step, network = task("classes", "cosine")
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        step(network, batch(), generator)
+    assert len(network.calls) == 10
+    assert all("previous" not in call for call in network.calls)
+
+
+def test_a_network_that_knows_nothing_pays_each_voxels_own_uncertainty() -> None:
+    step, network = task("classes", "cosine")
+    given = batch()
+    found = step(network, given, torch.Generator().manual_seed(2))["loss"]
+    call = network.calls[0]
+    hidden = 1.0 - given["known"][:, None, :, None, None]
+    logits = call["evidence"] * hidden
+    each = functional.cross_entropy(logits, given["label"], reduction="none")
+    mask = hidden[:, 0].expand_as(each).bool()
+    torch.testing.assert_close(found, each[mask].mean())
+
+
+def test_a_power_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="time_power: expected a positive number, found 0"):
+        task("classes", "cosine", time_power=0)
