@@ -112,37 +112,99 @@ def test_each_view_is_evaluated_once_per_step_and_batch_of_slices() -> None:
     assert oracle.calls == expected
 
 
+BOTH = pytest.mark.parametrize("combine", ["mean", "alternate"])
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpm_solver_pp"])
+def test_alternating_the_last_view_has_the_last_word(solver: str) -> None:
+    of = card(learn_variance=True)
+    oracle, data = Oracle(Diffusion(**of["diffusion"])), volumes()
+    for steps in (3, 4, 5):
+        method = refiner(of, refine_steps=steps, solver=solver, combine="alternate")
+        result = method(network=oracle, **data)
+        # the last step, to no noise, takes x_0 as its view says
+        last = (steps - 1) % 3 / 10
+        torch.testing.assert_close(result, data["label"] / 4 + last, rtol=0, atol=1e-4)
+
+
+def test_alternating_a_step_is_one_evaluation() -> None:
+    of = card()
+    oracle = Oracle(Diffusion(**of["diffusion"]))
+    refiner(of, slice_batch=4, combine="alternate")(network=oracle, **volumes(1))
+    height = {"axial": SIZE[2], "coronal": SIZE[1], "sagittal": SIZE[0]}
+    assert oracle.calls == [
+        (view, min(4, height[view] - first), time)
+        for view, time in zip(VIEWS, (15, 10, 5), strict=True)
+        for first in range(0, height[view], 4)
+    ]
+
+
+def test_alternating_keeps_the_noise_that_a_mean_takes_away() -> None:
+    """Independent Gaussian voxels: one view's samples of deviation s, their mean s / sqrt(3)."""
+    of, deviation = card(), 0.1
+
+    class Gaussian(SemanticDenoiser):
+        def forward(self, x: Tensor, time: Tensor, *args: Any) -> Tensor:
+            alpha, sigma = Diffusion(**of["diffusion"]).levels(time / 100, x)
+            # (x - alpha E[x_0 | x]) / sigma
+            return sigma * x / ((alpha * deviation) ** 2 + sigma**2)
+
+    flat = {
+        "inputs": torch.zeros(1, 1, 24, 24, 24),
+        "label": torch.zeros(1, 1, 24, 24, 24, dtype=torch.long),
+        "index": torch.zeros(1, dtype=torch.long),
+    }
+    one, mean, alternating = (
+        refiner(of, refine_steps=100, grid_steps=100, **options)(
+            network=Gaussian(**of["network"]), **flat
+        ).std()
+        for options in ({"views": ["axial"]}, {}, {"combine": "alternate"})
+    )
+    # a hundred steps lose a little of it themselves
+    assert deviation * 0.75 < one < deviation
+    assert float(mean / one) == pytest.approx(3**-0.5, rel=0.03)
+    assert float(alternating / one) == pytest.approx(1.0, rel=0.03)
+
+
 @pytest.mark.parametrize("views", ["separate", "shared"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_modulations_may_be_computed_once(views: str, guidance: float) -> None:
+@BOTH
+def test_modulations_may_be_computed_once(views: str, guidance: float, combine: str) -> None:
     of, data = card(learn_variance=True), volumes(1)
     network = network_of(of, views)
+    steps = {"refine_steps": 7, "combine": combine}  # each view has more than one turn
     results = [
-        refiner(of, cached=cached, guidance=guidance)(network=network, **data)
+        refiner(of, cached=cached, guidance=guidance, **steps)(network=network, **data)
         for cached in (True, False)
     ]
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
     assert (results[0] - data["inputs"]).abs().max() > 0.1
 
 
-def test_slices_may_be_refined_in_any_batches() -> None:
+@BOTH
+def test_slices_may_be_refined_in_any_batches(combine: str) -> None:
     of, data = card(learn_variance=True), volumes(1)
     network = network_of(of)
-    results = [refiner(of, slice_batch=count)(network=network, **data) for count in (32, 1, 5)]
+    results = [
+        refiner(of, slice_batch=count, combine=combine)(network=network, **data)
+        for count in (32, 1, 5)
+    ]
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(results[0], results[2], rtol=0, atol=1e-5)
 
 
-def test_a_sample_depends_on_seed_and_index_alone() -> None:
+@BOTH
+def test_a_sample_depends_on_seed_and_index_alone(combine: str) -> None:
     of, data = card(), volumes(3)
     network = network_of(of)
 
     def one(i: int, seed: int = 0, index: int | None = None) -> Tensor:
         rows = {key: value[i : i + 1] for key, value in data.items()}
         number = torch.tensor([i if index is None else index])
-        return refiner(of, seed=seed)(network=network, **{**rows, "index": number})
+        method = refiner(of, seed=seed, combine=combine)
+        return method(network=network, **{**rows, "index": number})
 
-    together = refiner(of)(network=network, **data)
+    together = refiner(of, combine=combine)(network=network, **data)
     for i in range(3):
         torch.testing.assert_close(together[i : i + 1], one(i), rtol=0, atol=1e-6)
     assert (one(0) - one(0, index=1)).abs().max() > 0.01
@@ -211,7 +273,8 @@ def test_guidance_leads_from_no_label_to_the_label(learn_variance: bool) -> None
 
 
 @pytest.mark.parametrize("learn_variance", [False, True])
-def test_padding_stays_dark_at_every_step(learn_variance: bool) -> None:
+@BOTH
+def test_padding_stays_dark_at_every_step(learn_variance: bool, combine: str) -> None:
     of, data = card(learn_variance=learn_variance), volumes(1)
     inside = torch.zeros(1, 1, *SIZE)
     inside[..., 1:6, 2:10, 1:5] = 1
@@ -224,7 +287,7 @@ def test_padding_stays_dark_at_every_step(learn_variance: bool) -> None:
             return super().forward(x, time, *args)
 
     network = randomized(Watched(**of["network"]))
-    method = refiner(of, views=["axial"], refine_steps=6)
+    method = refiner(of, views=["axial"], refine_steps=6, combine=combine)
     result = method(dark, network, data["label"], data["index"], inside=inside)
     assert (result[inside == 0] == -1).all()
     padded = inside[0, 0].permute(2, 0, 1)[:, None] == 0
@@ -255,6 +318,10 @@ def test_the_strength_of_the_noise() -> None:
         ({"views": []}, "views: expected some of"),
         ({"views": ["axial", "axial"]}, "views: expected some of"),
         ({"views": ["top"]}, r"found \['top'\]"),
+        (
+            {"combine": "median"},
+            r"combine: expected one of \['mean', 'alternate'\], found 'median'",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -268,4 +335,6 @@ def test_the_solver_follows_the_objective() -> None:
     origin = refiner(card(), seed=4, views=["axial"], guidance=2).origin()
     assert origin["seed"] == 4
     assert origin["views"] == ["axial"]
+    assert "combine" not in origin  # folders made before there was a choice can be gone on with
+    assert refiner(card(), combine="alternate").origin()["combine"] == "alternate"
     assert (origin["guidance"], origin["refine_steps"], origin["grid_steps"]) == (2.0, 3, 20)
