@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpair.chain import SEGMENTATION, STAGES, WGAN, generate_medgen3d, run_bundle
+from medpair.chain import REFINER, SEGMENTATION, STAGES, WGAN, generate_medgen3d, run_bundle
 from medpair.data.card import MODEL, TRAINING, card_path
 from medpair.data.cohort import Cohort, cohort_of, read_card
 from medpair.data.dataset import load_dataset
@@ -115,7 +115,9 @@ def finish_pairs(shipped: Shipped, bundles: Path) -> None:
         knobs = {"ckpt_path": str(shipped.weights[0]), "output_dir": str(shipped.pairs)}
         run_bundle(bundles / WGAN, ["inference"], {**knobs, "num_samples": shipped.count})
     else:
-        generate_medgen3d(shipped.folder, bundles, shipped.count)
+        generate_medgen3d(
+            shipped.folder, bundles, shipped.count, options={REFINER: {"combine": "alternate"}}
+        )
     write_json(shipped.folder / "finished.json", asked)
 
 
