@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,9 @@ def test_real_allocations_that_fail(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    # another thread's heap would reserve most of the room
+    alone = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=alone)
     made, stop = result.stdout.splitlines()
     # what the process keeps of freed memory may be room for a second pair
     assert made in ("MADE 1 True", "MADE 2 True")

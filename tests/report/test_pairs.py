@@ -70,7 +70,7 @@ def test_label_group_merges_classes(tmp_path):
 def test_pairs_are_brought_to_a_spacing(tmp_path):
     folder = tiny_dataset(tmp_path / "set", 1, (16, 14, 12), spacing=(1.0, 1.0, 2.0))
     pair = open_pairs(folder, spacing=(2.0, 2.0, 2.0))[0]
-    assert pair.image.shape == pair.label.shape == (8, 7, 12)
+    assert pair.image.shape == pair.label.shape == (8, 8, 12)
     assert pair.spacing == (2.0, 2.0, 2.0)
     assert set(np.unique(pair.label)) == {0, 1, 2}
     before = open_pairs(folder)[0]
@@ -81,7 +81,7 @@ def test_pairs_are_brought_to_a_spacing(tmp_path):
 
 def test_a_thin_volume_stays_a_volume(tmp_path):
     folder = tiny_dataset(tmp_path / "set", 1, (16, 14, 1), 1, spacing=(1.0, 1.0, 1.0))
-    assert open_pairs(folder, spacing=(2.0, 2.0, 4.0))[0].image.shape == (8, 7, 1)
+    assert open_pairs(folder, spacing=(2.0, 2.0, 4.0))[0].image.shape == (8, 8, 1)
 
 
 def test_refusals_name_the_file(tmp_path):
