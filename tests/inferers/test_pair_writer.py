@@ -20,7 +20,9 @@ SIZES = [(12, 9, 7), (8, 16, 5)]
 PATCH = (12, 12, 8)
 
 
-def writer(folder: Path, high: float = 900.0, count: int = 12, **more: Any) -> PairWriter:
+def writer(
+    folder: Path, high: float = 900.0, count: int = 12, seed: int = 4, **more: Any
+) -> PairWriter:
     weights = folder.parent / "model.pt"
     weights.write_bytes(b"weights")
     cohort = {
@@ -31,7 +33,7 @@ def writer(folder: Path, high: float = 900.0, count: int = 12, **more: Any) -> P
         "intensity": [-30.0, high],
     }
     card = {"cohort": cohort, "label_channels": {"num_labels": 2}}
-    return PairWriter(folder, card, weights, count, seed=4, **more)
+    return PairWriter(folder, card, weights, count, seed=seed, **more)
 
 
 def made(count: int = 12) -> torch.Tensor:
@@ -55,6 +57,16 @@ def test_any_number_of_workers_writes_the_same_bytes(high: float, tmp_path: Path
         contents.append({p.relative_to(folder): p.read_bytes() for p in names})
     assert len(contents[0]) >= 3 * 12 + 1
     assert contents[0] == contents[1] == contents[2]
+
+
+def test_a_run_that_finds_all_made_by_another_seed_does_not_sign_it(tmp_path: Path) -> None:
+    late = writer(tmp_path / "out", count=2, seed=5)  # the folder is empty yet
+    write_all(writer(tmp_path / "out", count=2), made(2))
+    assert not late.missing()
+    before = (tmp_path / "out" / "dataset.json").read_bytes()
+    with pytest.raises(DataError, match="expected pairs of the same origin, found seed: 4 there"):
+        late.complete()
+    assert (tmp_path / "out" / "dataset.json").read_bytes() == before
 
 
 def test_files_hold_what_was_made(tmp_path: Path) -> None:

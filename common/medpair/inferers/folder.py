@@ -134,12 +134,15 @@ class SyntheticFolder:
         """Write ``dataset.json`` over all cases in the folder, when all processes have finished.
 
         Raises:
-            DataError: if another process's cases are not in the folder as this one sees it.
+            DataError: if another process's cases are not in the folder as this one sees it, or the
+                folder holds cases of another origin by now.
         """
         finished = [name for names in gathered(self.finished) for name in names]
         if is_main_rank():
             # else a list made earlier, by another run, could replace one made later
             with one_at_a_time(self.root):
+                # a run that found nothing missing has not looked since another one made it all
+                self._refuse_mixture()
                 remove_partials(self.root)
                 self._write_dataset(finished)
         wait_for_all()
