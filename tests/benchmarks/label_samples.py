@@ -18,12 +18,8 @@ from medpair.data.cohort import read_card, read_cohort
 from medpair.data.files import load_torch
 from medpair.data.patches import PAD_LABEL
 from medpair.data.slices import framed
-from medpair.inferers.label_volume import (
-    Growth,
-    LabelVolumeInferer,
-    Window,
-    denoiser_from_card,
-)
+from medpair.inferers.label_growth import Growth, Window
+from medpair.inferers.label_volume import LabelVolumeInferer, denoiser_from_card
 from medpair.metrics.label_adjacency import adjacency
 from medpair.metrics.label_plausible import implausible
 from medpair.metrics.label_shape import label_shape, seam_ratio

@@ -24,7 +24,8 @@ from medpair.data.phantoms.brain import BRAIN_LABELS, brain_phantom
 from medpair.data.phantoms.thorax import thorax_phantom
 from medpair.data.sampling import numpy_generator
 from medpair.diffusion.process import Diffusion
-from medpair.inferers.label_volume import Growth, LabelVolumeInferer, Window
+from medpair.inferers.label_growth import Growth, Window
+from medpair.inferers.label_volume import LabelVolumeInferer
 from medpair.metrics.components import component_sizes
 from medpair.metrics.label_shape import MIN_COMPONENT, label_shape
 from medpair.networks.mcdpm import MaskSequenceDenoiser

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,13 @@ from medpair.data.sampling import derive_seed
 from medpair.data.slices import framed
 from medpair.diffusion.process import Diffusion, Prediction
 from medpair.diffusion.solvers import Solver, check_solver, sample, times
+from medpair.inferers.label_growth import BACKWARD, FORWARD, START, Growth, Window
 from medpair.metrics.label_plausible import LabelReference, implausible, label_reference
 from medpair.metrics.label_shape import label_shape
 from medpair.networks.mcdpm import MaskSequenceDenoiser
 
 logger = logging.getLogger(__name__)
 
-# Fixes the meaning of (seed, index): streams of random numbers of one label volume
-START, FORWARD, BACKWARD = 2, 3, 4
 FEW_STEPS = 20
 
 
@@ -72,42 +70,6 @@ class IndexDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": torch.tensor([index]), "index": index}
-
-
-@dataclass
-class Window:
-    """One window to denoise.
-
-    Attributes:
-        volume: which of the batch.
-        first: its first slice.
-        known: (m,) True where a slice is there already.
-        generator: where its noise comes from.
-    """
-
-    volume: int
-    first: int
-    known: np.ndarray
-    generator: torch.Generator
-
-
-@dataclass
-class Growth:
-    """A label volume while it grows.
-
-    Attributes:
-        label: (N, H, W) class indices; valid in ``low <= slice < high``.
-        low: first slice that is there.
-        high: one past the last.
-        seams: slices at which a window began to be generated anew.
-        generators: noise of the first window, forward and backward ones.
-    """
-
-    label: np.ndarray
-    low: int
-    high: int
-    seams: list[int] = field(default_factory=list)
-    generators: dict[int, torch.Generator] = field(default_factory=dict)
 
 
 class LabelVolumeInferer:
@@ -234,48 +196,35 @@ class LabelVolumeInferer:
         self, network: nn.Module, indices: Sequence[int], attempt: int, device: torch.device
     ) -> list[Growth]:
         """Generate one volume for each index, all windows of a round in one batch."""
-        plane = [n for a, n in enumerate(self.frame) if a != self.axis]
-        height = self.frame[self.axis]
-        dtype = np.uint8 if self.code.num_classes <= 256 else np.uint16
-        volumes, first_round = [], []
-        for number, index in enumerate(indices):
-            streams = {
-                stream: torch.Generator().manual_seed(
-                    derive_seed(self.seed, index, attempt, stream)
-                )
-                for stream in (START, FORWARD, BACKWARD)
-            }
-            first = int(
-                torch.randint(height - self.window + 1, (1,), generator=streams[START]).item()
-            )
-            empty = np.zeros((height, *plane), dtype)
-            volumes.append(Growth(empty, first, first, [], streams))
-            nothing = np.zeros(self.window, bool)
-            first_round.append(Window(number, first, nothing, streams[START]))
-        windows = first_round
+        volumes = [self._begin(index, attempt) for index in indices]
+        nothing = np.zeros(self.window, bool)
+        windows = [
+            Window(number, volume.low, nothing, volume.generators[START])
+            for number, volume in enumerate(volumes)
+        ]
         while windows:
             labels = self._denoise(network, volumes, windows, device)
             for window, label in zip(windows, labels, strict=True):
-                _insert(volumes[window.volume], window, label)
+                volumes[window.volume].insert(window, label)
             windows = [w for number, v in enumerate(volumes) for w in self._next(number, v)]
         return volumes
 
+    def _begin(self, index: int, attempt: int) -> Growth:
+        """Return an empty volume that is to begin at a position of its own."""
+        plane = [n for a, n in enumerate(self.frame) if a != self.axis]
+        height = self.frame[self.axis]
+        dtype = np.uint8 if self.code.num_classes <= 256 else np.uint16
+        streams = {
+            stream: torch.Generator().manual_seed(derive_seed(self.seed, index, attempt, stream))
+            for stream in (START, FORWARD, BACKWARD)
+        }
+        places = height - self.window + 1
+        first = int(torch.randint(places, (1,), generator=streams[START]).item())
+        return Growth(np.zeros((height, *plane), dtype), first, first, [], streams)
+
     def _next(self, number: int, volume: Growth) -> list[Window]:
         """Return the windows that extend a volume: forward, backward, both or none."""
-        height, m, n = self.frame[self.axis], self.window, self.overlap
-        windows = []
-        if volume.high < height:
-            # the last window ends flush with the volume: it is given more slices instead
-            first = max(0, min(volume.high - n, height - m))
-            known = np.arange(first, first + m) < volume.high
-            known &= np.arange(first, first + m) >= volume.low
-            windows.append(Window(number, first, known, volume.generators[FORWARD]))
-        if volume.low > 0:
-            first = min(max(volume.low + n - m, 0), height - m)
-            known = np.arange(first, first + m) >= volume.low
-            known &= np.arange(first, first + m) < volume.high
-            windows.append(Window(number, first, known, volume.generators[BACKWARD]))
-        return windows
+        return volume.extensions(number, self.window, self.overlap)
 
     def _denoise(
         self,
@@ -346,15 +295,3 @@ class LabelVolumeInferer:
     def _reasons(self, label: np.ndarray) -> list[str]:
         shape = label_shape(label, self.cohort.num_labels, self.cohort.spacing, self.axis)
         return implausible(shape, self.reference, names=self.cohort.labels[1:])
-
-
-def _insert(volume: Growth, window: Window, label: np.ndarray) -> None:
-    """Put the new slices of a denoised window into its volume."""
-    new = ~window.known
-    slices = np.flatnonzero(new) + window.first
-    volume.label[slices] = label[new]
-    if window.known.any():
-        forward = slices[0] >= volume.high
-        # the transition between what was there and what is new
-        volume.seams.append(int(slices[0] if forward else slices[-1] + 1))
-    volume.low, volume.high = min(volume.low, int(slices[0])), max(volume.high, int(slices[-1]) + 1)
