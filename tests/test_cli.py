@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from medpair import __version__
@@ -44,6 +45,25 @@ def test_phantom_and_preview(tmp_path: Path) -> None:
     drawn = medpair("preview", "out", "--output", "x.png", "--count", "2", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert min(Image.open(tmp_path / "x.png").size) > 50
+
+
+def test_a_picture_of_the_cases_that_are_named(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path / "cohort", count=3, validation=0)
+    names = [case.name for case in load_dataset(tmp_path / "cohort").split("training")]
+    pictures = []
+    for words in ([names[2], names[0]], [names[2]], [names[0]]):
+        done = medpair("preview", "cohort", "--cases", ",".join(words), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        pictures.append(np.asarray(Image.open(tmp_path / "preview.png")))
+    both, third, first = pictures
+    assert np.array_equal(both, np.vstack([third, first]))
+    assert not np.array_equal(third, first)
+    wrong = medpair("preview", "cohort", "--cases", f"{names[0]},nobody", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip().endswith(
+        f"dataset.json: training: expected cases named {names[0]}, nobody, "
+        f"found no nobody among 3 such as {names[0]}"
+    )
 
 
 def test_the_version_is_one_line(tmp_path: Path) -> None:

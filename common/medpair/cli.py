@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medpair import __version__
-from medpair.flags import numbers
+from medpair.flags import listed, numbers
 
 
 def check(dataset: str, label_group: str | None = None, quick: bool = False) -> None:
@@ -138,6 +138,7 @@ def preview(
     count: int = 4,
     split: str = "training",
     label_group: str | None = None,
+    cases: str | Sequence[str] | None = None,
 ) -> None:
     """Draw pairs of one or several datasets side by side: three planes, labels laid over.
 
@@ -147,10 +148,13 @@ def preview(
         count: pairs per folder.
         split: which list of the dataset.json.
         label_group: merge of labels.
+        cases: names such as pair_000003,pair_000017 in place of the first pairs.
     """
     from medpair.report.preview import preview_datasets
 
-    print(preview_datasets([str(folder) for folder in datasets], output, count, split, label_group))
+    folders = [str(folder) for folder in datasets]
+    names = None if cases is None else [str(name) for name in listed(cases)]
+    print(preview_datasets(folders, output, count, split, label_group, names))
 
 
 def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "bundles") -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from medpair.chain import SEGMENTATION, find_bundles, train_step
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.files import DataError, file_sha256, read_json
+from medpair.flags import listed
 from medpair.report import features_inception, perceptual
 from medpair.report.alignment_part import alignment_part
 from medpair.report.build import Cohorts, Step, build_report, fingerprint, with_progress
@@ -35,7 +36,6 @@ from medpair.report.sections import (
 )
 from medpair.report.usefulness import usefulness_part, usefulness_section
 from medpair.report.verdict import summary
-from medpair.utility_plan import listed
 
 # Volumes of a cohort, and slices per view, that go through a network for photographs: its time
 INCEPTION_VOLUMES, INCEPTION_SLICES = 60, 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -60,3 +60,10 @@ def numbers(value: Any) -> list[float]:
             f"size or spacing: expected three numbers such as 128,128,64, found {value!r}"
         )
     return result
+
+
+def listed(value: Any) -> list[Any]:
+    """Return one value, several, or text with commas between them as a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, Iterable) else [value]

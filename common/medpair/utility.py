@@ -10,6 +10,7 @@ from medpair import __version__
 from medpair.chain import SEGMENTATION
 from medpair.data.files import DataError, atomic_path, read_json, write_json, write_text
 from medpair.data.segmentation import read_task, training_patch
+from medpair.flags import listed
 from medpair.networks.segmenters import MULTIPLES, segmenter
 from medpair.report.utility_rows import summarize_rows
 from medpair.report.utility_table import table_markdown, table_picture
@@ -25,7 +26,6 @@ from medpair.utility_plan import (
     Job,
     Table,
     check_names,
-    listed,
     plan_jobs,
     whole_numbers,
 )

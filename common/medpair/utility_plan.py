@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medpair.data.files import DataError
+from medpair.flags import listed
 
 REAL, SYNTHETIC, TRANSFER = "real", "synthetic", "transfer"
 # the sets that are scored on: held-out real cases, and those of the second dataset
@@ -216,13 +217,6 @@ def rows_of(table: Table) -> list[tuple[str, int | None]]:
         for protocol in table.curve:
             add(protocol, cases)
     return list(rows)
-
-
-def listed(value: Any) -> list[Any]:
-    """Return one value, several, or text with commas between them as a list."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return list(value) if isinstance(value, Iterable) else [value]
 
 
 def check_names(names: Sequence[str], allowed: Sequence[str], key: str) -> tuple[str, ...]:

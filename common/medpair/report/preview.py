@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from medpair.data.cohort import robust_range
-from medpair.data.dataset import load_dataset
-from medpair.data.files import atomic_path, read_volume
+from medpair.data.dataset import Case, DatasetFolder, load_dataset
+from medpair.data.files import DataError, atomic_path, read_volume
 from medpair.data.labels import whole_values
 
 OVERLAY_STRENGTH = 0.45
@@ -108,25 +108,53 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path, format="PNG")
 
 
+def _picked(
+    dataset: DatasetFolder, split: str, count: int, names: Sequence[str] | None
+) -> Sequence[Case]:
+    """Return the cases of a list that are to be drawn."""
+    found = dataset.split(split)
+    if names is None:
+        return found[:count]
+    of_name = {case.name: case for case in found}
+    unknown = [name for name in names if name not in of_name]
+    if unknown:
+        raise DataError(
+            f"{dataset.root / 'dataset.json'}: {split}: expected cases named {', '.join(names)}, "
+            f"found no {', '.join(unknown)} among {len(found)} such as {found[0].name}"
+        )
+    return [of_name[name] for name in names]
+
+
 def preview_datasets(
     folders: Sequence[str | Path],
     output: str | Path,
     count: int = 4,
     split: str = "training",
     label_group: str | None = None,
+    cases: Sequence[str] | None = None,
 ) -> Path:
     """Write one picture with pairs of each folder, a column a folder.
 
+    Args:
+        folders: dataset folders.
+        output: the PNG.
+        count: pairs per folder, the first of the list.
+        split: which list.
+        label_group: merge of labels.
+        cases: names of the pairs in place of the first ``count``; every folder has them all.
+
     Returns:
         The path of the PNG.
+
+    Raises:
+        DataError: if a list is empty, or has no case of a name.
     """
     columns = []
     for folder in folders:
         dataset = load_dataset(folder, images=False)
         labels = dataset.labels(label_group)
-        picks = dataset.split(split)[:count]
         column = []
-        for case in picks:
+        for case in _picked(dataset, split, count, cases):
             label = None
             if case.label is not None:
                 stored = read_volume(case.label, None).array
