@@ -56,7 +56,7 @@ def test_a_picture_of_the_cases_that_are_named(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         pictures.append(np.asarray(Image.open(tmp_path / "preview.png")))
     both, third, first = pictures
-    assert np.array_equal(both, np.vstack([third, first]))
+    assert np.array_equal(both, np.hstack([third, first]))
     assert not np.array_equal(third, first)
     wrong = medpair("preview", "cohort", "--cases", f"{names[0]},nobody", cwd=tmp_path)
     assert wrong.returncode == 1

@@ -143,7 +143,7 @@ def preview(
     """Draw pairs of one or several datasets side by side: three planes, labels laid over.
 
     Args:
-        datasets: dataset folders, a column each.
+        datasets: dataset folders, a column each; one alone gets two.
         output: the PNG to write.
         count: pairs per folder.
         split: which list of the dataset.json.

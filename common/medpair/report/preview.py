@@ -133,7 +133,7 @@ def preview_datasets(
     label_group: str | None = None,
     cases: Sequence[str] | None = None,
 ) -> Path:
-    """Write one picture with pairs of each folder, a column a folder.
+    """Write one picture with pairs of each folder, a column a folder (two columns for one alone).
 
     Args:
         folders: dataset folders.
@@ -168,7 +168,9 @@ def preview_datasets(
         columns.append(column)
     rows = [pair for line in zip(*columns, strict=False) for pair in line]
     largest = max(max(image.shape) for image, _, _ in rows)
-    picture = picture_of(rows, columns=len(columns), scale=max(1, 160 // largest))
+    # one folder alone makes a sheet of two columns, rather than a tower
+    abreast = len(columns) if len(columns) > 1 else min(2, len(rows))
+    picture = picture_of(rows, columns=abreast, scale=max(1, 160 // largest))
     with atomic_path(output) as partial:
         save_png(partial, picture)
     return Path(output)
