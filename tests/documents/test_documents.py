@@ -65,7 +65,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_samples": 4,
         "device": "cpu",
     },
-    "unet_segmentation train.json": {**UNET, **ONCE, "iterations_per_epoch": 1},
+    "unet_segmentation train.json": {**UNET, **ONCE, "iterations_per_epoch": 1, "max_cases": 1},
     "unet_segmentation inference.json": {"device": "cpu"},
     "medpair phantom": {"count": 2, "size": "[32,32,32]", "validation": 1},
     "medpair utility": {
