@@ -77,6 +77,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         ("phantom", "lungs", "out"),
         ("phantom", "vessels", "out", "--size", "32,32"),
         ("preview", "nowhere"),
+        ("preview",),
     ):
         result = medpair(*words, cwd=tmp_path)
         assert result.returncode == 1

@@ -148,5 +148,5 @@ def test_the_time_for_a_pair_does_not_depend_on_how_many_there_are(
                 folder.finish_case(index)
         folder.complete()
         listings.append(seen[0])
-    # at the start, at the first pair and at the end (for the origin), whatever the number of pairs
+    # for the origin before the first pair and at the end, and for the list: however many pairs
     assert listings[0] == listings[1] <= 3

@@ -148,6 +148,7 @@ def preview_datasets(
 
     Raises:
         DataError: if a list is empty, or has no case of a name.
+        ValueError: if nothing is to be drawn.
     """
     columns = []
     for folder in folders:
@@ -167,6 +168,8 @@ def preview_datasets(
             column.append((image, label, f"{dataset.name}: {case.name}"))
         columns.append(column)
     rows = [pair for line in zip(*columns, strict=False) for pair in line]
+    if not rows:
+        raise ValueError("datasets, count, cases: expected at least one pair to draw, found none")
     largest = max(max(image.shape) for image, _, _ in rows)
     # one folder alone makes a sheet of two columns, rather than a tower
     abreast = len(columns) if len(columns) > 1 else min(2, len(rows))
