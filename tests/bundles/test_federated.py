@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -22,6 +23,7 @@ from medpair.data.check import check_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import DataError, read_json, write_json
 from medpair.data.sampling import torch_generator
+from medpair.data.traits import Traits, traits_entry
 from medpair.engines.federated_model import pooled_card, write_global_model
 from medpair.engines.refusals import first_data_error
 from tests.bundles.conftest import (
@@ -397,6 +399,31 @@ def test_cards_that_disagree_and_other_weights_are_refused(
     with pytest.raises(DataError, match=f"Missing key.*{key}"):
         write_global_model(short, [card], tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+def test_traits_of_all_sites_are_pooled_within_sites(tmp_path: Path) -> None:
+    """Scores are told relative to a site's own mean: where sites differ is no part of them."""
+    rng = np.random.default_rng(0)
+    noise = rng.multivariate_normal([0, 0], [[1.0, 0.9], [0.9, 1.0]], 300)
+    cards, parts = [], (noise[:100], noise[100:])
+    for number, part in enumerate(parts):
+        traits = Traits.fit(["a", "b"], 0.5 * (part - part.mean(0)) + 5 * number)
+        cohort = {"name": str(number), "licence": "", "intensity": [0, 1]}
+        content = {
+            "cohort": {**cohort, "sizes": [[8, 8, 8]] * len(part)},
+            "contrast_traits": traits_entry(traits),
+            "size_traits": None,
+        }
+        cards.append(tmp_path / f"{number}.json")
+        write_json(cards[-1], content)
+    pooled = pooled_card(cards)
+    assert pooled["size_traits"] is None
+    found = Traits.from_json(**pooled["contrast_traits"])
+    assert found.names == ("a", "b")
+    np.testing.assert_allclose(found.mean, 5 * 2 / 3, rtol=1e-5)
+    np.testing.assert_allclose(found.deviation, 0.5, rtol=0.1)
+    root = np.array(found.root)
+    np.testing.assert_allclose(root @ root, [[1.0, 0.9], [0.9, 1.0]], atol=0.03)
 
 
 def test_the_client_script_of_the_documents(

@@ -40,8 +40,9 @@ BASES: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
         "patch": 2,
         "slicing_axis": "coronal",
+        "size_conditioning": True,
     },
-    "medgen3d_vid2vid": SMALL_VID2VID,
+    "medgen3d_vid2vid": {**SMALL_VID2VID, "contrast_conditioning": True},
     "medgen3d_semantic_refiner": {**SMALL_REFINER, "views": "separate"},
     "unet_segmentation": SMALL_UNET,
 }

@@ -114,6 +114,7 @@ def test_training_cut_by_a_signal_goes_on_identically(
             "self_conditioning": True,
             "time_power": 0.5,
         },
+        {"objective": "classes", "schedule": "cosine", "size_conditioning": True},
         {"objective": "flow", "schedule": "flow", "slicing_axis": "sagittal", "shift": 0},
     ],
 )
@@ -133,6 +134,29 @@ def test_variants_learn_and_resume(variant: dict[str, Any], dataset: str, tmp_pa
     sidecar = json.loads(next((out / "provenance").iterdir()).read_text())
     assert sidecar["axis"] == {"coronal": 1, "sagittal": 0}.get(variant.get("slicing_axis"), 2)
     assert sidecar["sampler"] == ("flow" if variant["objective"] == "flow" else "dpm_solver_pp")
+
+
+def test_sizes_may_be_wanted(dataset: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(dataset, run_dir, objective="classes", schedule="cosine", size_conditioning=True)
+    card = json.loads((run_dir / "model.json").read_text())
+    assert card["network"]["sizes"] == 2
+    assert card["size_traits"]["names"] == ["class_1", "class_2"]
+    drawn = sample(run_dir, tmp_path / "drawn")
+    wanted = sample(run_dir, tmp_path / "wanted", sizes={"class_2": -1.5})
+    records = [
+        [json.loads(p.read_text()) for p in sorted((out / "provenance").iterdir())]
+        for out in (drawn, wanted)
+    ]
+    assert all(set(r["sizes"]) == {"class_1", "class_2"} for of in records for r in of)
+    assert len({r["sizes"]["class_2"] for r in records[0]}) == 4
+    assert {r["sizes"]["class_2"] for r in records[1]} == {-1.5}
+    assert len({r["sizes"]["class_1"] for r in records[1]}) == 4
+    assert all(r["wanted_sizes"] == {"class_2": -1.5} for r in records[1])
+    # a folder holds label maps of one kind
+    with pytest.raises(Exception) as refusal:  # noqa: PT011
+        sample(run_dir, wanted, sizes={"class_2": 1.5})
+    assert "sizes" in str(first_data_error(refusal.value) or refusal.value)
 
 
 def test_generated_folder_is_a_valid_folder_of_label_maps(trained: Path, tmp_path: Path) -> None:

@@ -137,6 +137,35 @@ def test_images_do_not_depend_on_batch_size(
             assert steps_between(array, many[name]) < 1.1
 
 
+def test_contrast_is_the_volumes_own(dataset: str, label_maps: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(dataset, one, contrast_conditioning=True)
+    train(dataset, two, contrast_conditioning=True, max_epochs=1)
+    train(dataset, two, contrast_conditioning=True)
+    assert_same_run(one, two)
+    card = read_json(one / "model.json")
+    assert card["network"]["contrast"] is True
+    assert card["contrast_traits"]["names"] == ["class_1", "class_2"]
+    folders = [
+        draw(one, label_maps, tmp_path / name, **options)
+        for name, options in {
+            "0": {},
+            "again": {"batch_size": 4},
+            "1": {"seed": 1},
+            "bright": {"contrast": {"class_1": 2.5}},
+        }.items()
+    ]
+    first, again, other, bright = (volumes(folder) for folder in folders)
+    for name, array in first.items():
+        if "images" in name:
+            assert steps_between(array, again[name]) < 1.1
+            assert steps_between(array, other[name]) > 2
+            assert steps_between(array, bright[name]) > 2
+    record = read_json(next((folders[3] / "provenance").iterdir()))
+    assert record["wanted_contrast"] == {"class_1": 2.5}
+    assert record["seed"] == 0
+
+
 def test_interrupted_generation_goes_on(trained: Path, label_maps: Path, tmp_path: Path) -> None:
     whole = draw(trained, label_maps, tmp_path / "whole")
     cut = tmp_path / "cut"

@@ -15,6 +15,7 @@ import torch
 from medpair.data.cohort import LabelledVolume
 from medpair.data.slice_pairs import FramedPairs, SliceSequences, ViewSlices
 from medpair.data.slices import AXES
+from medpair.data.traits import Traits
 
 FRAME = (8, 8, 16)
 # even and odd padding; the second volume is cropped along y
@@ -222,3 +223,35 @@ def test_an_item_has_a_true_slice_of_each_view() -> None:
         count = sum(min(size[axis], FRAME[axis]) for size in SIZES)
         assert len(seen[view]) == count
     assert len(together) == 8
+
+
+def test_sequences_know_their_volumes_contrast_nearly() -> None:
+    volumes = []
+    for number in range(4):
+        label = np.zeros((6, 7, 11), np.uint8)
+        label[:3] = 1
+        # class 2 is in no volume
+        image = np.where(label == 1, 0.2 * number, -0.1 * number).astype(np.float32)
+        volumes.append(LabelledVolume(image, label, str(number)))
+    framed_pairs = FramedPairs(volumes, FRAME, flip=(0,))
+    means = framed_pairs.class_means(2)
+    # padding is no part of a mean
+    expected = np.array([[0.2 * n, np.nan] for n in range(4)])
+    np.testing.assert_allclose(means, expected, atol=1e-6)
+    traits = Traits.fit(["a", "b"], np.stack(means))
+    for noise in (0.0, 0.25):
+        known = SliceSequences(
+            framed_pairs, 2, contrast=traits, contrast_noise=noise, begin=0.0, length=300
+        )
+        exact = traits.scores(expected)
+        errors = []
+        for index in range(300):
+            item = known[index]
+            assert item["contrast"].dtype == torch.float32
+            errors.append(item["contrast"].numpy() - exact[int(item["case"])])
+        assert np.stack(errors).std() == pytest.approx(noise, rel=0.1, abs=1e-4)
+    plain = SliceSequences(framed_pairs, 2, begin=0.0, length=300)
+    for index in range(10):
+        item, other = plain[index], known[index]
+        assert set(other) - set(item) == {"contrast"}
+        assert all(np.array_equal(value, arrays(other)[key]) for key, value in arrays(item).items())

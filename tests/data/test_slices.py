@@ -182,3 +182,28 @@ def test_length_and_refusals() -> None:
     for wrong in [(0.5, 0.5), (0.5, 0.6, -0.1), (0.5, 0.5, 0.5)]:
         with pytest.raises(ValueError, match="expected p_F, p_B, p_U with sum 1"):
             windows(window=4, overlap=2, probabilities=wrong)
+
+
+def test_windows_know_their_volumes_sizes_nearly() -> None:
+    volumes = [
+        LabelledVolume(np.zeros(FRAME, np.float32), numbered() + 10_000 * i) for i in range(3)
+    ]
+    scores = np.array([[0.0, 1.0], [10.0, 11.0], [20.0, 21.0]], np.float32)
+    known = LabelWindows(volumes, FRAME, 2, sizes=scores, length=600)
+    items = [known[i] for i in range(600)]
+    numbers = np.array([int(item["label"].max()) // 10_000 for item in items])
+    found = np.stack([item["sizes"].numpy() for item in items])
+    assert found.dtype == np.float32
+    noise = found - scores[numbers]
+    assert abs(noise).max() < 2
+    assert noise.std() == pytest.approx(0.25, rel=0.1)
+    # the rest of an item is the same with and without
+    plain = LabelWindows(volumes, FRAME, 2, length=600)
+    for index in range(20):
+        item = plain[index]
+        assert "sizes" not in item
+        assert all(np.array_equal(value, items[index][key]) for key, value in item.items())
+    exact = LabelWindows(volumes, FRAME, 2, sizes=scores, size_noise=0.0)
+    assert {tuple(exact[i]["sizes"].tolist()) for i in range(40)} == set(
+        map(tuple, scores.tolist())
+    )

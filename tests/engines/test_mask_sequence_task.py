@@ -119,3 +119,15 @@ def test_a_network_that_knows_nothing_pays_each_voxels_own_uncertainty() -> None
 def test_a_power_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="time_power: expected a positive number, found 0"):
         task("classes", "cosine", time_power=0)
+
+
+def test_sizes_are_told_in_every_pass() -> None:
+    step, network = task("classes", "cosine", self_conditioning=True)
+    given = {**batch(), "sizes": torch.randn(3, 4)}
+    generator = torch.Generator().manual_seed(1)
+    while not network.calls or "previous" not in network.calls[-1]:
+        step(network, given, generator)
+    assert all(torch.equal(call["sizes"], given["sizes"]) for call in network.calls)
+    network.calls.clear()
+    step(network, batch(), generator)
+    assert "sizes" not in network.calls[0]

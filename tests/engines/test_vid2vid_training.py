@@ -55,7 +55,13 @@ def telling_batch() -> Any:
 def trainer_of(batches: Any = (), **options: Any) -> Vid2VidTrainer:
     torch.manual_seed(0)
     generator = ImageSequenceGenerator(
-        CLASSES, RADIUS, PAST, channels=(8, 16), hidden=8, positions=True
+        CLASSES,
+        RADIUS,
+        PAST,
+        channels=(8, 16),
+        hidden=8,
+        positions=True,
+        contrast=options.pop("contrast", False),
     )
     randomized(generator)
     image_critic = MultiScaleCritic((2 * RADIUS + 1) * CLASSES + 1, 8, 1, 2)
@@ -343,3 +349,13 @@ def test_everything_that_learns_is_in_the_checkpoint() -> None:
         result += [p for group in held[name].param_groups for p in group["params"]]
     learned = [p for name in NETWORKS for p in held[name].parameters()]
     assert {id(p) for p in result} == {id(p) for p in learned}
+
+
+def test_every_slice_of_a_sequence_is_told_its_volumes_contrast() -> None:
+    trainer = trainer_of(contrast=True)
+    batch = {**batch_of(), "contrast": torch.tensor([[0.1, 0.9], [-0.2, 0.4]])}
+    told: list[Tensor] = []
+    trainer.generator.register_forward_pre_hook(lambda _, given: told.append(given[4]))
+    trainer._draw(batch)
+    assert len(told) == STEPS
+    assert all(torch.equal(means, batch["contrast"]) for means in told)

@@ -308,3 +308,29 @@ def test_a_case_begun_but_not_finished_is_made_again(folder: Path, tmp_path: Pat
     for path in (tmp_path / "whole").rglob("*.*"):
         other = tmp_path / "cut" / path.relative_to(tmp_path / "whole")
         assert path.is_dir() or path.read_bytes() == other.read_bytes()
+
+
+def test_the_range_of_training_volumes_is_filled_but_never_that_of_ct(folder: Path) -> None:
+    written = {}
+    for name, fill, channel in (("plain", False, "MR"), ("full", True, "MR"), ("ct", True, "CT")):
+        output = folder.parent / name
+        cases = cases_of(folder)
+        writer = writer_of(cases, output, fill_range=fill)
+        if channel == "CT":
+            content = card()
+            content["cohort"]["channel"] = channel
+            weights = output.parent / "model.pt"
+            writer = CaseWriter(output, cases, content, weights, Method(), "g", fill_range=fill)
+        values = np.random.default_rng(0).normal(-0.2, 0.2, (1, *cases.frames[0]))
+        writer({"pred": torch.from_numpy(values).float(), "index": 0})
+        paths = writer.folder.paths(0)
+        written[name] = read_volume(output / paths["image"]).array
+        record = read_json(writer.folder.sidecar(0))
+        assert record.get("fill_range", False) == (name == "full")
+    np.testing.assert_array_equal(written["plain"], written["ct"])
+    ends = {name: np.percentile(array, [0.5, 50, 99.5]) for name, array in written.items()}
+    assert ends["full"][2] > ends["plain"][2] + 50
+    assert ends["full"][0] < ends["plain"][0] - 50
+    assert ends["full"][1] == ends["plain"][1]
+    with pytest.raises(ValueError, match="fill_range: expected True or False, found 'false'"):
+        writer_of(cases_of(folder), folder.parent / "text", fill_range="false")

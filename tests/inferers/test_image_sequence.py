@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from tests.conftest import randomized
 from torch import Tensor
 from torch.nn import functional
 
+from medpair.data.traits import Traits, traits_entry
 from medpair.inferers.image_sequence import ImageSequenceInferer, sequence_generator_from_card
 from medpair.networks.vid2vid import ImageSequenceGenerator
 
@@ -123,3 +125,46 @@ def test_other_directions_are_refused() -> None:
     with pytest.raises(ValueError, match="direction: expected forward or backward, found 'up'"):
         inferer(direction="up")  # type: ignore[arg-type]
     assert inferer(direction="backward").origin() == {"direction": "backward"}
+
+
+def contrasted(**options: Any) -> ImageSequenceInferer:
+    values = np.array([[0.1, 0.5], [0.2, 0.7], [0.3, 0.9], [0.0, 0.4]])
+    traits = Traits.fit(["a", "b"], values)
+    card = {
+        "sequence": {"axis": 2},
+        "network": {"contrast": True},
+        "cohort": {"labels": ["background", "a", "b"]},
+        "contrast_traits": traits_entry(traits),
+    }
+    return ImageSequenceInferer(card, **options)
+
+
+def test_each_volume_has_a_contrast_of_its_own() -> None:
+    network, label = generator(contrast=True), labels(3)
+    method = contrasted(seed=4)
+    together = method(label, network, index=torch.tensor([7, 2, 5]))
+    for row, number in enumerate((7, 2, 5)):
+        alone = method(label[row : row + 1], network, index=torch.tensor([number]))
+        torch.testing.assert_close(together[row : row + 1], alone, **CLOSE)
+    # the same labels under another number, or with another seed, look different
+    one = label[:1]
+    first, second = (method(one, network, index=torch.tensor([i])) for i in (2, 7))
+    assert (first - second).abs().max() > 0.01
+    other = contrasted(seed=5)(one, network, index=torch.tensor([2]))
+    assert (first - other).abs().max() > 0.01
+    assert method.origin() == {"direction": "forward", "seed": 4}
+    assert inferer().origin() == {"direction": "forward"}
+
+
+def test_wanted_contrast_is_what_the_network_is_told() -> None:
+    method = contrasted(contrast={"b": 2.0})
+    told = method._contrast(list(range(50)), torch.device("cpu"))
+    assert told is not None
+    assert (told[:, 1] == 2.0).all()
+    # a goes along with b
+    assert told[:, 0].mean() > 1.0
+    assert method.origin()["wanted_contrast"] == {"b": 2.0}
+    with pytest.raises(ValueError, match=r"contrast: expected classes among .* found 'c'"):
+        contrasted(contrast={"c": 1.0})
+    with pytest.raises(ValueError, match="trained without contrast_conditioning"):
+        ImageSequenceInferer({"sequence": {"axis": 2}}, contrast={"a": 1.0})

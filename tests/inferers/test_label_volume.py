@@ -17,6 +17,7 @@ from torch.nn import functional
 from medpair.data.cohort import Cohort, LabelledVolume
 from medpair.data.files import DataError, read_json, read_volume, save_torch
 from medpair.data.label_codes import LabelCode
+from medpair.data.traits import Traits, traits_entry
 from medpair.diffusion.process import Diffusion
 from medpair.engines.checkpoint import plain
 from medpair.inferers.label_volume import (
@@ -261,10 +262,20 @@ def test_seams_are_where_windows_meet() -> None:
     assert len(seen) > 3
 
 
+def sized(content: dict[str, Any]) -> dict[str, Any]:
+    """Let the card's network be told sizes of two classes that vary together."""
+    values = np.array([[1.0, 2.0], [2.0, 4.1], [3.0, 5.9], [2.5, 5.2]])
+    content["network"]["sizes"] = 2
+    content["size_traits"] = plain(traits_entry(Traits.fit(["class_1", "class_2"], values)))
+    return content
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_several_volumes_at_once_are_each_alone(told: bool) -> None:
     content = card()
     content["network"]["self_conditioning"] = told
+    if told:
+        sized(content)
     network = untrained(content)
     for options in ({}, {"solver": "ancestral"}, {"guidance": 1.5}):
         inferer = LabelVolumeInferer(content, seed=2, **{"steps": 3, **options})  # type: ignore[arg-type]
@@ -589,3 +600,63 @@ def test_what_makes_no_sense_is_refused() -> None:
     for build in (denoiser_from_card, LabelVolumeInferer):
         with pytest.raises(DataError, match=r"model\.json: sequence: expected MC-DPM's settings"):
             build({"generator": {}})
+
+
+class Sizes(nn.Module):
+    """Predict nothing and remember which sizes were told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Tensor] = []
+
+    def forward(
+        self, x: Tensor, time: Tensor, known: Tensor, position: Tensor, sizes: Tensor
+    ) -> Tensor:
+        self.told.append(sizes)
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_all_windows_of_a_volume_are_told_its_sizes(guidance: float) -> None:
+    content = sized(card(diffusion={"objective": "x0", "timesteps": 20}))
+    inferer = LabelVolumeInferer(content, steps=2, guidance=guidance)
+    own = {}
+    for index in range(3):
+        network = Sizes()
+        generate(inferer, network, index)
+        told = torch.cat(network.told)
+        assert (told == told[0]).all()
+        own[index] = told[0]
+        recorded = inferer.records[index]["sizes"]
+        assert list(recorded) == ["class_1", "class_2"]
+        np.testing.assert_allclose(list(recorded.values()), told[0], atol=1e-3)
+    assert len({tuple(sizes.tolist()) for sizes in own.values()}) == 3
+    network = Sizes()
+    generate(inferer, network, 0, 1, 2)
+    first = network.told[0].reshape(-1, 3, 2)
+    assert all(torch.equal(branch, torch.stack(list(own.values()))) for branch in first)
+
+
+def test_wanted_sizes_are_told_and_recorded() -> None:
+    content = sized(card(diffusion={"objective": "x0", "timesteps": 20}))
+    inferer = LabelVolumeInferer(content, steps=2, sizes={"class_1": 2.5})
+    drawn = []
+    for index in range(30):
+        network = Sizes()
+        generate(inferer, network, index)
+        drawn.append(network.told[0][0].numpy())
+    assert {float(sizes[0]) for sizes in drawn} == {2.5}
+    # the other class goes along: they vary together
+    assert np.mean([sizes[1] for sizes in drawn]) > 2.0
+    assert inferer.origin()["wanted_sizes"] == {"class_1": 2.5}
+    assert "wanted_sizes" not in LabelVolumeInferer(content).origin()
+    with pytest.raises(ValueError, match=r"sizes: expected classes among .* found 'liver'"):
+        LabelVolumeInferer(content, sizes={"liver": 1.0})
+    with pytest.raises(ValueError, match="sizes: expected None for weights trained without"):
+        LabelVolumeInferer(card(), sizes={"class_1": 1.0})
+    content["cohort"]["labels"] = ["class_0", "class_2", "class_1"]
+    with pytest.raises(DataError, match=r"size_traits: expected those of the classes \['class_2'"):
+        LabelVolumeInferer(content)
+    del content["size_traits"]
+    with pytest.raises(DataError, match="size_traits: expected an entry of that name"):
+        LabelVolumeInferer(content)

@@ -172,3 +172,32 @@ def test_what_was_said_before_is_heard_once_it_is_learned() -> None:
     one_slice[:, :, 1] = 1
     other = told(**given, previous=one_slice)
     assert (other - base).abs().amax(dim=(1, 3, 4)).min() > 1e-3
+
+
+def test_sizes_are_heard_once_they_are_learned() -> None:
+    settings = {**SMALL, "patch": 2, "classes": 3, "neighbourhood": 8}
+    told = MaskSequenceDenoiser(4, 2, 1, **settings, sizes=3)
+    without = awake(MaskSequenceDenoiser(4, 2, 1, **settings))
+    given = {**inputs(), "evidence": draw(2, 3, 4, 8, 12)}
+    sizes = draw(2, 3)
+    # all of a network without them fits; their last layer is zero: the same function
+    left = told.load_state_dict(without.state_dict(), strict=False)
+    assert {key.split(".")[0] for key in left.missing_keys} == {"sizes"}
+    assert torch.equal(told(**given, sizes=sizes), without(**given))
+    awake(told)
+    base = told(**given)
+    # not told is the cohort's mean; each volume hears its own sizes, in every slice
+    torch.testing.assert_close(told(**given, sizes=torch.zeros(2, 3)), base)
+    other = torch.zeros(2, 3)
+    other[1, 2] = 1
+    change = (told(**given, sizes=other) - base).abs().amax(dim=(1, 3, 4))
+    assert change[0].max() == 0
+    assert change[1].min() > 1e-3
+    # and so does the correction by neighbours
+    heard = []
+    assert told.neighbourhood is not None
+    told.neighbourhood.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[1]))
+    told(**given)
+    told(**given, sizes=other)
+    assert not torch.equal(heard[0][1], heard[1][1])
+    assert torch.equal(heard[0][0], heard[1][0])

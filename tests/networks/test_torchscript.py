@@ -38,6 +38,10 @@ PAST = (draw(2, 2, 16, 24), torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
 VARIANTS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "learned variance": (codes(output_factor=2), WINDOW),
     "classes": (codes(classes=5, neighbourhood=8, patch=2), (*WINDOW, draw(2, 5, 4, 16, 16))),
+    "told what was said, and sizes": (
+        codes(classes=5, neighbourhood=8, patch=2, self_conditioning=True, sizes=4),
+        (*WINDOW, draw(2, 5, 4, 16, 16), draw(2, 3, 4, 16, 16), draw(2, 4)),
+    ),
     "separate views": (
         lambda: SemanticDenoiser(3, 2, "separate", **UNET, hidden=8),
         (draw(2, 1, 16, 16), torch.tensor([3.0, 40.0]), None, "coronal", draw(2, 3, 16, 16)),
@@ -45,6 +49,10 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "no positions": (
         lambda: ImageSequenceGenerator(4, channels=(8, 16), hidden=8),
         (LABELS, *PAST),
+    ),
+    "told the contrast": (
+        lambda: ImageSequenceGenerator(4, channels=(8, 16), hidden=8, contrast=True),
+        (LABELS, *PAST, None, draw(2, 3)),
     ),
     "paper's stem": (lambda: Generator([16, 16, 16], 2, 8, 16, num_upsamples=3), (draw(2, 8),)),
     "plain upsampling": (lambda: Generator([16, 16, 16], 1, 8, 16, fused=False), (draw(2, 8),)),

@@ -226,3 +226,26 @@ def test_the_segmenter_learns_what_the_slices_show() -> None:
         loss.backward()
         optimizer.step()
     assert (segmenter(image)[0].argmax(1) == label).float().mean() > 0.95
+
+
+def test_contrast_is_painted_onto_the_current_labels() -> None:
+    network = generator(contrast=True)
+    label, past = inputs()
+    means = torch.tensor([[0.1, 0.9], [-0.2, 0.4]])
+    seen: list[Tensor] = []
+    network.encoder[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    drawn = network(label, past, contrast=means)
+    channels = 3 * CLASSES
+    for volume in range(2):
+        # the background has none
+        painted = torch.cat([torch.zeros(1), means[volume]])[label[volume, 1].long()]
+        assert torch.equal(seen[0][volume, channels], painted)
+    assert torch.equal(seen[0][:, :channels], network.labels(label))
+    # SPADE sees it too: other means, another picture; not told is the cohort's mean
+    other = network(label, past, contrast=means + torch.tensor([[0.0], [0.5]]))
+    assert torch.equal(other[0], drawn[0])
+    assert (other[1, 0] - drawn[1, 0]).abs().max() > 0.01
+    torch.testing.assert_close(network(label, past), network(label, past, contrast=0 * means))
+    twin = ImageSequenceGenerator(**network.settings)
+    twin.load_state_dict(network.state_dict())
+    torch.testing.assert_close(twin(label, past, contrast=means), drawn)

@@ -13,6 +13,7 @@ from medpair.data.cohort import LabelledVolume
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
 from medpair.data.sampling import numpy_generator
 from medpair.data.slices import AXES, frame_box, framed
+from medpair.data.traits import Traits, class_means
 
 
 class FramedPairs:
@@ -37,8 +38,8 @@ class FramedPairs:
         self.frame = tuple(frame)
         self.flip = tuple(flip)
 
-    def draw(self, rng: np.random.Generator, axis: int) -> tuple[list[np.ndarray], range, str]:
-        """Return a random pair: image, label, inside, slices first; its true slices; its case."""
+    def draw(self, rng: np.random.Generator, axis: int) -> tuple[list[np.ndarray], range, int]:
+        """Return a random pair: image, label, inside, slices first; its true slices; its number."""
         number = int(rng.integers(len(self.images)))
         mirrored = [a for a in self.flip if rng.random() < 0.5]
         stacks = [
@@ -49,7 +50,14 @@ class FramedPairs:
         first = (height - size) // 2
         if axis in mirrored:  # the odd padded slice is in front now
             first = height - size - first
-        return stacks, range(first, first + size), self.cases[number]
+        return stacks, range(first, first + size), number
+
+    def class_means(self, num_labels: int) -> list[np.ndarray]:
+        """Return the mean intensities (K,) of the foreground classes in each volume."""
+        return [
+            class_means(image[inside > 0], label[inside > 0], num_labels)
+            for image, label, inside in zip(self.images, self.labels, self.inside, strict=True)
+        ]
 
 
 class ViewSlices(Dataset[dict[str, Any]]):
@@ -79,8 +87,8 @@ class ViewSlices(Dataset[dict[str, Any]]):
         cases = []
         for view, axis in AXES.items():
             rng = numpy_generator(self.seed, epoch, index, axis)
-            (image, label, inside), slices, case = self.pairs.draw(rng, axis)
-            cases.append(f"{view} {case}")
+            (image, label, inside), slices, number = self.pairs.draw(rng, axis)
+            cases.append(f"{view} {self.pairs.cases[number]}")
             z = int(rng.choice(slices))
             item[f"image_{view}"] = _tensor(image[z : z + 1])
             item[f"label_{view}"] = _tensor(label[z])
@@ -96,7 +104,8 @@ class SliceSequences(Dataset[dict[str, Any]]):
     the volume's first, or that are withheld so that beginnings are learned too, ``position`` (L,):
     each slice's place, relative to the frame's height, and ``case`` and ``index``, by which the
     item is known. Half of the sequences run against the axis: the generator travels in both
-    directions.
+    directions. With ``contrast`` also ``contrast`` (K,), the scores of each class's mean
+    intensity in the whole volume.
 
     Args:
         pairs: the training pairs.
@@ -106,6 +115,9 @@ class SliceSequences(Dataset[dict[str, Any]]):
         lengths: L in the first epoch, and at most.
         grow_every: epochs after which L doubles.
         begin: share of sequences whose past is withheld.
+        contrast: how the classes' mean intensities vary.
+        contrast_noise: added to them, in standard deviations of the cohort: exact ones would tell
+            which volume it is.
         length: items per epoch.
         seed: an item depends on (seed, epoch, index) alone.
     """
@@ -119,6 +131,8 @@ class SliceSequences(Dataset[dict[str, Any]]):
         lengths: Sequence[int] = (2, 8),
         grow_every: int = 10,
         begin: float = 0.3,
+        contrast: Traits | None = None,
+        contrast_noise: float = 0.25,
         length: int = 1000,
         seed: int = 0,
     ) -> None:
@@ -134,6 +148,10 @@ class SliceSequences(Dataset[dict[str, Any]]):
         self.lengths = tuple(lengths)
         self.grow_every = grow_every
         self.begin = begin
+        self.contrast_noise = contrast_noise
+        self.scores: np.ndarray | None = None
+        if contrast is not None:
+            self.scores = contrast.scores(np.stack(pairs.class_means(len(contrast.names))))
         self.length = length
         self.seed = seed
 
@@ -147,7 +165,7 @@ class SliceSequences(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = numpy_generator(self.seed, epoch, index)
-        stacks, slices, case = self.pairs.draw(rng, self.axis)
+        stacks, slices, number = self.pairs.draw(rng, self.axis)
         height = len(stacks[0])
         place = np.arange(height, dtype=np.float32) / height
         if rng.random() < 0.5:
@@ -163,15 +181,20 @@ class SliceSequences(Dataset[dict[str, Any]]):
         image, label, inside = stacks
         inner = np.clip(rows, slices.start, slices.stop - 1)
         wide = np.arange(z - self.past - self.radius, z + steps + self.radius)
-        return {
+        item = {
             "image": _tensor(image[inner]),
             "label": _tensor(label[np.clip(wide, slices.start, slices.stop - 1)]),
             "inside": _tensor(inside[inner]),
             "available": torch.from_numpy(available),
             "position": _tensor(place[z : z + steps]),
-            "case": case,
+            "case": self.pairs.cases[number],
             "index": index,
         }
+        if self.scores is not None:
+            scores = self.scores[number]
+            noise = self.contrast_noise * rng.standard_normal(scores.shape)
+            item["contrast"] = torch.from_numpy((scores + noise).astype(np.float32))
+        return item
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

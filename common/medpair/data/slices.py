@@ -97,6 +97,9 @@ class LabelWindows(Dataset[dict[str, Any]]):
         shift: volumes are moved by up to so many voxels per axis, differently each time.
         flip: RAS axes along which volumes are mirrored half of the time; only for anatomy whose
             labels know no left and right.
+        sizes: (N, K) scores of the classes' sizes in each volume; an item then also has ``sizes``
+            (K,), with noise of ``size_noise``: exact ones would tell which volume it is.
+        size_noise: in standard deviations of the cohort.
         length: items per epoch; default windows / m for each volume.
         seed: an item depends on (seed, epoch, index) alone.
 
@@ -115,6 +118,8 @@ class LabelWindows(Dataset[dict[str, Any]]):
         more_known: float = 0.25,
         shift: int = 0,
         flip: Sequence[int] = (),
+        sizes: np.ndarray | None = None,
+        size_noise: float = 0.25,
         length: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -143,6 +148,8 @@ class LabelWindows(Dataset[dict[str, Any]]):
         self.flip = [
             0 if a == axis else 1 + [b for b in range(3) if b != axis].index(a) for a in flip
         ]
+        self.sizes = sizes
+        self.size_noise = size_noise
         self.length = length or max(1, len(volumes) * height // window)
         self.seed = seed
 
@@ -161,13 +168,18 @@ class LabelWindows(Dataset[dict[str, Any]]):
         stack = np.flip(stack, tuple(mirrored)) if mirrored else stack
         rows = np.clip(np.arange(first, first + self.window) - offset[0], 0, height - 1)
         label = moved(stack[rows], offset[1:], PAD_LABEL)
-        return {
+        item = {
             "label": torch.from_numpy(np.ascontiguousarray(label)),
             "known": torch.from_numpy(self._known(rng)),
             "position": np.float32(first / height),
             "case": self.cases[number],
             "index": index,
         }
+        if self.sizes is not None:
+            scores = self.sizes[number]
+            noise = self.size_noise * rng.standard_normal(scores.shape)
+            item["sizes"] = torch.from_numpy((scores + noise).astype(np.float32))
+        return item
 
     def _known(self, rng: np.random.Generator) -> np.ndarray:
         """Draw which slices are given: forward, backward or unconditional."""

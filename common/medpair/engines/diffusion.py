@@ -92,7 +92,10 @@ class MaskSequenceTask:
     def __call__(
         self, network: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """``batch`` has ``label`` (B, m, H, W), ``known`` (B, m), ``position`` (B,)."""
+        """``batch`` has ``label`` (B, m, H, W), ``known`` (B, m), ``position`` (B,).
+
+        And ``sizes`` (B, K) where the network is told those of the whole volume.
+        """
         x0 = self.code.encode(batch["label"])
         t = self.diffusion.draw_times(len(x0), generator, self.time_power).to(x0.device)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
@@ -105,6 +108,8 @@ class MaskSequenceTask:
             "known": batch["known"],
             "position": batch["position"],
         }
+        if "sizes" in batch:
+            given["sizes"] = batch["sizes"]
         if self.diffusion.objective == "classes":
             levels = self.diffusion.levels(t, x)
             given["evidence"] = self.code.evidence(x, *levels, hidden)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medpair.data.files import DataError, load_torch, read_json, save_torch, write_json
 from medpair.data.sampling import torch_generator
+from medpair.data.traits import symmetric_root
 from medpair.engines.averaging import recalibrate_batch_norm
 from medpair.engines.checkpoint import CARD, MODEL
 from medpair.engines.federated import AVERAGED
@@ -37,7 +38,8 @@ BUILDERS = {
     "frame": refiner_from_card,
 }
 # Entries that are of a site, not of the federation
-OF_A_SITE = ("medpair_version", "cohort", "task", "label_reference", "privacy")
+TRAITS = ("size_traits", "contrast_traits")
+OF_A_SITE = ("medpair_version", "cohort", "task", "label_reference", "privacy", *TRAITS)
 CALIBRATION_BATCH = 8
 
 
@@ -116,6 +118,10 @@ def pooled_card(paths: Sequence[str | Path]) -> dict[str, Any]:
     ):
         if key in first:
             pooled[key] = pool([card[key] for card in cards])
+    for key in TRAITS:
+        if first.get(key):
+            counts = [len(card["cohort"]["sizes"]) for card in cards]
+            pooled[key] = _pooled_traits([card[key] for card in cards], counts)
     return pooled
 
 
@@ -159,6 +165,26 @@ def _pooled_references(references: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "volume": [_range([r for r in of_class if r]) for of_class in zip(*ranges, strict=True)],
         "largest_share": _over_sites(min, [r["largest_share"] for r in references]),
         "components": _over_sites(max, [r["components"] for r in references]),
+    }
+
+
+def _pooled_traits(entries: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> dict[str, Any]:
+    """Pool what cards remember of traits: scores are in deviations from the own site's mean.
+
+    So it is within sites that traits vary together, and deviations are those within.
+    """
+
+    def pooled(values: Sequence[Any]) -> np.ndarray:
+        return np.average(np.asarray(values, np.float64), axis=0, weights=counts)
+
+    covariance = pooled(
+        [np.asarray(entry["root"]) @ np.asarray(entry["root"]) for entry in entries]
+    )
+    return {
+        "names": list(entries[0]["names"]),
+        "mean": pooled([entry["mean"] for entry in entries]).tolist(),
+        "deviation": np.sqrt(pooled([np.square(e["deviation"]) for e in entries])).tolist(),
+        "root": symmetric_root(covariance).tolist(),
     }
 
 

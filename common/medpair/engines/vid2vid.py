@@ -174,11 +174,12 @@ class Vid2VidTrainer(FederatedTrainer):
         device = self.state.device
         real, inside = (batch[key].to(device)[:, :, None] for key in ("image", "inside"))
         label, available = batch["label"].to(device), batch["available"].to(device)
-        position = batch["position"].to(device)
+        position, contrast = batch["position"].to(device), batch.get("contrast")
+        contrast = None if contrast is None else contrast.to(device)
         tau, seen = available.shape[1], 2 * self.generator.radius + 1
         steps = real.shape[1] - tau
         windows = torch.stack([label[:, tau + i : tau + i + seen] for i in range(steps)], dim=1)
-        drawn = self.drawing(real, windows, inside, available, position)
+        drawn = self.drawing(real, windows, inside, available, position, contrast)
         return Sequence(real, windows, inside, available, drawn)
 
     def _segmenter_step(self, sequence: Sequence) -> None:

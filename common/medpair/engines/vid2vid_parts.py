@@ -48,14 +48,21 @@ class SequenceDrawing(nn.Module):
         self.generator = generator
 
     def forward(
-        self, real: Tensor, windows: Tensor, inside: Tensor, available: Tensor, position: Tensor
+        self,
+        real: Tensor,
+        windows: Tensor,
+        inside: Tensor,
+        available: Tensor,
+        position: Tensor,
+        contrast: Tensor | None = None,
     ) -> list[Slice]:
         """Draw slice after slice from the past that there is; shapes as in ``Sequence``."""
         tau = available.shape[1]
         past, there = real[:, :tau, 0], available
         drawn = []
         for step in range(windows.shape[1]):
-            slice_ = Slice.of(self.generator(windows[:, step], past, there, position[:, step]))
+            given = (windows[:, step], past, there, position[:, step], contrast)
+            slice_ = Slice.of(self.generator(*given))
             drawn.append(slice_)
             shown = torch.lerp(real[:, tau + step], slice_.image.detach(), inside[:, tau + step])
             past = torch.cat([past[:, 1:], shown], dim=1)

@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from medpair.data.cohort import SPACING_TOLERANCE, cohort_of, from_unit, require_same_grid, to_unit
+from medpair.data.cohort import (
+    CT,
+    SPACING_TOLERANCE,
+    cohort_of,
+    from_unit,
+    require_same_grid,
+    to_unit,
+)
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.files import (
     DataError,
@@ -25,6 +32,7 @@ from medpair.data.files import (
     read_volume,
     write_volume,
 )
+from medpair.data.full_range import full_range
 from medpair.data.labels import LabelMap, short_list, whole_values
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
 from medpair.data.slices import frame_box, framed, next_frame, unframed
@@ -205,6 +213,8 @@ class CaseWriter:
         num_samples: how many cases; None: all.
         start_index: the first.
         split: list of ``dataset.json`` that the pairs go into.
+        fill_range: stretch the ends of each image to the range that every training volume fills
+            (``full_range``); CT numbers stay as they are.
 
     Raises:
         DataError: if the folder holds pairs made otherwise, or from other label maps.
@@ -221,9 +231,13 @@ class CaseWriter:
         num_samples: int | None = None,
         start_index: int = 0,
         split: str = "training",
+        fill_range: bool = False,
     ) -> None:
+        if not isinstance(fill_range, bool):  # the text "false" would count as true
+            raise ValueError(f"fill_range: expected True or False, found {fill_range!r}")
         self.cases = cases
         self.cohort = cohort_of(card)
+        self.fill_range = fill_range and self.cohort.channel.upper() != CT
         count = max(1, len(cases) - start_index) if num_samples is None else num_samples
         # the slice ends with the input
         self.wanted = range(len(cases))[wanted_range(start_index, count)[0] : start_index + count]
@@ -232,6 +246,7 @@ class CaseWriter:
             "weights": Path(weights).name,
             "weights_sha256": file_sha256(weights),
             "label_group_of_input": cases.label_group,
+            **({"fill_range": True} if self.fill_range else {}),
             **inferer.origin(),
         }
         names = [case.name for case in cases.cases]
@@ -270,7 +285,8 @@ class CaseWriter:
     def _write(self, index: int, frame: np.ndarray) -> None:
         label, volume = self.cases.read_label(self.cases.cases[index])
         low, high = self.cohort.intensity
-        image = from_unit(unframed(frame, label.shape).astype(np.float64), low, high)
+        unit = unframed(frame, label.shape).astype(np.float64)
+        image = from_unit(full_range(unit) if self.fill_range else unit, low, high)
         root, paths = self.folder.root, self.folder.paths(index)
         geometry = (volume.affine, volume.orientation)
         pixels = Volume(stored(image, low, high), *geometry)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 # Fixes the meaning of (seed, index): streams of random numbers of one label volume
-START, FORWARD, BACKWARD = 2, 3, 4
+START, FORWARD, BACKWARD, SIZES = 2, 3, 4, 5
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Growth:
         high: one past the last.
         seams: slices at which a window began to be generated anew.
         generators: noise of the first window, forward and backward ones.
+        sizes: (K,) scores of the classes' sizes, where the network is told them.
     """
 
     label: np.ndarray
@@ -49,6 +50,7 @@ class Growth:
     high: int
     seams: list[int] = field(default_factory=list)
     generators: dict[int, torch.Generator] = field(default_factory=dict)
+    sizes: torch.Tensor | None = None
 
     def extensions(self, number: int, window: int, overlap: int) -> list[Window]:
         """Return the windows that come next: forward, backward, both or, at both ends, none.

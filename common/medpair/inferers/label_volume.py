@@ -9,7 +9,7 @@ denoised together, so that a volume takes half as many rounds as it has windows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from medpair.data.memory import Parts
 from medpair.data.patches import PAD_LABEL
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import framed
+from medpair.data.traits import Traits, traits_of, wanted_scores
 from medpair.diffusion.process import Diffusion, Prediction
 from medpair.diffusion.solvers import Solver, check_solver, sample, times
-from medpair.inferers.label_growth import BACKWARD, FORWARD, START, Growth, Window
+from medpair.inferers.label_growth import BACKWARD, FORWARD, SIZES, START, Growth, Window
 from medpair.metrics.label_plausible import LabelReference, implausible, label_reference
 from medpair.metrics.label_shape import label_shape
 from medpair.networks.mcdpm import MaskSequenceDenoiser
@@ -88,6 +89,9 @@ class LabelVolumeInferer:
             slices are noised like the others and not marked.
         evidence: for the objective ``classes``: weight of what a voxel's noisy code says of itself.
             1 is Bayes' rule, as in training; after a short training less of it leaves fewer specks.
+        sizes: for a network that is told the classes' sizes: those wanted, {class: standard
+            deviations from the cohort's mean, of the logarithm}. The others, all by default, are
+            drawn for each volume as they vary in the cohort.
         height: N, slices of the generated volume; None: as in training.
         reject: replace an implausible volume by that of the next attempt's seed.
         attempts: tries before an implausible volume is kept.
@@ -104,6 +108,7 @@ class LabelVolumeInferer:
         steps: int | None = None,
         guidance: float = 1.0,
         evidence: float = 1.0,
+        sizes: Mapping[str, float] | None = None,
         height: int | None = None,
         reject: bool = False,
         attempts: int = 10,
@@ -116,6 +121,10 @@ class LabelVolumeInferer:
         self.diffusion = part_of(card, "diffusion", Diffusion)
         self.code = part_of(card, "code", LabelCode)
         self.self_conditioning = bool(card["network"].get("self_conditioning", False))
+        self.traits: Traits | None = None
+        if card["network"].get("sizes"):
+            self.traits = traits_of(card, "size_traits")
+        self.sizes = wanted_scores(self.traits, sizes, "sizes", "size_conditioning")
         self.cohort = cohort_of(card)
         self.reference = part_of(card, "label_reference", _reference)
         order = part_of(card, "sequence", SliceOrder)
@@ -149,6 +158,7 @@ class LabelVolumeInferer:
             "steps": self.steps,
             "guidance": self.guidance,
             "evidence": self.evidence,
+            **({"wanted_sizes": self.sizes} if self.sizes else {}),
             "frame": self.frame,
             "reject": self.reject,
             **({"attempts": self.attempts} if self.reject else {}),
@@ -182,6 +192,9 @@ class LabelVolumeInferer:
                     "seams": sorted(growth.seams),
                     "rejected": [r for r in history[index] if r],
                 }
+                if self.traits is not None and growth.sizes is not None:
+                    scores = (round(float(score), 3) for score in growth.sizes)
+                    self.records[index]["sizes"] = dict(zip(self.traits.names, scores, strict=True))
                 if reasons:
                     rejected.append(index)
             open_indices = rejected
@@ -220,7 +233,11 @@ class LabelVolumeInferer:
         }
         places = height - self.window + 1
         first = int(torch.randint(places, (1,), generator=streams[START]).item())
-        return Growth(np.zeros((height, *plane), dtype), first, first, [], streams)
+        volume = Growth(np.zeros((height, *plane), dtype), first, first, [], streams)
+        if self.traits is not None:
+            stream = torch.Generator().manual_seed(derive_seed(self.seed, index, attempt, SIZES))
+            volume.sizes = self.traits.draw(stream, self.sizes)
+        return volume
 
     def _next(self, number: int, volume: Growth) -> list[Window]:
         """Return the windows that extend a volume: forward, backward, both or none."""
@@ -240,6 +257,12 @@ class LabelVolumeInferer:
         known = torch.from_numpy(np.stack([w.known for w in windows])).to(device, torch.float32)
         hidden = 1.0 - known[:, None, :, None, None]
         position = torch.tensor([w.first / self.frame[self.axis] for w in windows], device=device)
+        told: dict[str, Tensor] = {}
+        of_volumes = [volumes[w.volume].sizes for w in windows]
+        if self.traits is not None:
+            branches = 1 if self.guidance == 1.0 else 2
+            sizes = torch.stack([size for size in of_volumes if size is not None])
+            told["sizes"] = sizes.repeat(branches, 1).to(device)
 
         def noise() -> Tensor:
             drawn = [torch.randn(clean.shape[1:], generator=w.generator) for w in windows]
@@ -265,7 +288,6 @@ class LabelVolumeInferer:
             if self.diffusion.objective == "classes":
                 levels = self.diffusion.levels(time[:1], x)
                 inputs.append(self.code.evidence(x_in, *levels, free))
-            told = {}
             if said is not None:
                 both = said.repeat(len(given) // len(x), 1, 1, 1, 1)
                 told["previous"] = torch.lerp(given, both, free)

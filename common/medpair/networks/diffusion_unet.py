@@ -273,6 +273,7 @@ class DiffusionUNet(nn.Module):
         view: Tensor | None = None,
         label: Tensor | None = None,
         extra: Tensor | None = None,
+        traits: Tensor | None = None,
     ) -> Tensor:
         """Return the prediction.
 
@@ -284,6 +285,7 @@ class DiffusionUNet(nn.Module):
             view: (B,) index of the view.
             label: (B, label_channels, H, W), where there are no ``modulations``.
             extra: (B, channels[0], H, W) features added to those of the first layer.
+            traits: (B, 4 channels[0]) features added to the time's embedding.
 
         Returns:
             (B, out_channels, H, W).
@@ -298,6 +300,8 @@ class DiffusionUNet(nn.Module):
             emb = emb + self.position(embedding(position * self.position_scale, self.base))
         if self.view is not None and view is not None:
             emb = emb + self.view(view)
+        if traits is not None:
+            emb = emb + traits
         h = self.conv_in(x)
         if extra is not None:
             h = h + extra

@@ -70,6 +70,8 @@ class MaskSequenceDenoiser(nn.Module):
         self_conditioning: the network may be told what it said of x_0 a step before (Chen et al.
             2023, "Analog bits", section 3.2): what is decided once need not be found again in the
             noise. Its layer is zero at first: a network without can be trained on with it.
+        sizes: the network is told the sizes of so many classes in the whole volume; 0 for none.
+            Its last layer is zero at first, likewise.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class MaskSequenceDenoiser(nn.Module):
         classes: int = 0,
         neighbourhood: int = 0,
         self_conditioning: bool = False,
+        sizes: int = 0,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -97,6 +100,7 @@ class MaskSequenceDenoiser(nn.Module):
             "classes": classes,
             "neighbourhood": neighbourhood if classes else 0,
             "self_conditioning": self_conditioning,
+            "sizes": sizes,
         }
         self.patch = patch
         self.window = window
@@ -114,6 +118,14 @@ class MaskSequenceDenoiser(nn.Module):
             numbers = window * code_channels * patch**2
             self.previous = nn.Conv2d(numbers, self.unet.base, 3, padding=1, bias=False)
             nn.init.zeros_(self.previous.weight)
+        self.num_sizes = sizes
+        self.sizes: nn.Sequential | None = None
+        if sizes:
+            width = 4 * self.unet.base
+            last = nn.Linear(width, width)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.sizes = nn.Sequential(nn.Linear(sizes, width), nn.SiLU(), last)
         # what the noisy input contributes to each predicted channel directly, by time: noise in
         # many channels does not fit through the U-Net's width, and need not; classes have no noise
         self.direct: nn.Sequential | None = None
@@ -141,6 +153,7 @@ class MaskSequenceDenoiser(nn.Module):
         position: Tensor | None = None,
         evidence: Tensor | None = None,
         previous: Tensor | None = None,
+        sizes: Tensor | None = None,
     ) -> Tensor:
         """Return the prediction for every slice.
 
@@ -153,6 +166,8 @@ class MaskSequenceDenoiser(nn.Module):
                 for the correction by neighbours.
             previous: (B, C, m, H, W) what was said of x_0 a step before, for a network with
                 self-conditioning; default nothing was.
+            sizes: (B, K) of the classes in the whole volume, as scores of ``Traits``, for a network
+                that is told them; default the cohort's means.
 
         Returns:
             (B, C * output_factor, m, H, W), or logits (B, classes, m, H, W).
@@ -166,10 +181,15 @@ class MaskSequenceDenoiser(nn.Module):
         extra: Tensor | None = None
         if self.previous is not None and previous is not None:
             extra = self.previous(functional.pixel_unshuffle(previous.flatten(1, 2), self.patch))
-        out = self.unet(packed, time, position=position, extra=extra)
+        traits: Tensor | None = None
+        emb = self.unet.time(embedding(time, self.unet.base))
+        if self.sizes is not None:
+            mean = x.new_zeros(b, self.num_sizes)
+            traits = self.sizes(mean if sizes is None else sizes.to(x))
+            emb = emb + traits
+        out = self.unet(packed, time, position=position, extra=extra, traits=traits)
         out = functional.pixel_shuffle(out, self.patch)
         out = out.view(b, self.output_channels, m, h, w)
-        emb = self.unet.time(embedding(time, self.unet.base))
         if self.neighbourhood is not None and evidence is not None:
             out = out + self.neighbourhood(out + evidence, emb)
         if self.direct is None:

@@ -163,6 +163,9 @@ def mask_denoiser(network: Mapping[str, Any], code: Mapping[str, Any]) -> Anatom
     logits = tuple(_classes("logit", network["classes"]))
     axes.append(ClassAxis(r"neighbourhood\.conv1\.weight", 1, logits))
     axes.append(ClassAxis(r"neighbourhood\.conv_out\.(weight|bias)", 0, logits))
+    if network.get("sizes"):
+        sizes = tuple(_classes("size", network["sizes"] + 1, 1))
+        axes.append(ClassAxis(r"sizes\.0\.weight", 1, sizes))
     return Anatomy(_encoder("unet.", network), tuple(axes))
 
 
@@ -191,6 +194,8 @@ def sequence_generator(network: Mapping[str, Any]) -> Anatomy:
     labels = _slices_of_classes(network["radius"], network["num_classes"])
     if network["positions"]:
         labels = (*labels, Slot("position"))
+    if network.get("contrast"):
+        labels = (*labels, Slot("contrast"))
     past = [Slot(f"{what} {i}") for what in ("past", "available") for i in range(network["past"])]
     return Anatomy(
         early=tuple((f"encoder.{level}",) for level in range(len(network["channels"]))),

@@ -112,6 +112,9 @@ class ImageSequenceGenerator(nn.Module):
         hidden: SPADE's inner width.
         positions: also tell the slice's place in the volume, as a plane beside the labels. What has
             no label (the face behind a labelled brain) has no other way to know where it is.
+        contrast: also tell how bright each foreground class is in this volume, in deviations from
+            the cohort's mean, painted onto the current label slice as one more plane: contrast
+            varies between scanners and patients, and labels do not say it.
     """
 
     def __init__(
@@ -122,11 +125,13 @@ class ImageSequenceGenerator(nn.Module):
         channels: Sequence[int] = (32, 64, 128),
         hidden: int = 64,
         positions: bool = False,
+        contrast: bool = False,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
             "num_classes": num_classes,
             "positions": positions,
+            "contrast": contrast,
             "radius": radius,
             "past": past,
             "channels": list(channels),
@@ -137,7 +142,8 @@ class ImageSequenceGenerator(nn.Module):
         self.past = past
         self.factor = 2 ** (len(channels) - 1)
         self.positions = positions
-        labels = (2 * radius + 1) * num_classes + int(positions)
+        self.contrast = contrast
+        labels = (2 * radius + 1) * num_classes + int(positions) + int(contrast)
         # the encoder sees everything; its coarsest features are where both decoders begin
         inputs = labels + 2 * past
         self.encoder: Any = nn.ModuleList(
@@ -178,6 +184,7 @@ class ImageSequenceGenerator(nn.Module):
         past: Tensor | None = None,
         available: Tensor | None = None,
         position: Tensor | None = None,
+        contrast: Tensor | None = None,
     ) -> Tensor:
         """Return the next slice; of a label alone, the first slice of a volume.
 
@@ -187,6 +194,8 @@ class ImageSequenceGenerator(nn.Module):
             past: (B, tau, H, W) the images before, the last one at the end; default there is none.
             available: (B, tau) 0 where there is no such image; default as ``past``.
             position: (B,) place of the slice, relative to the volume's height.
+            contrast: (B, num_classes - 1) mean intensity of each foreground class in the volume, as
+                scores of ``Traits``, for a network that is told it; default the cohort's means.
 
         Returns:
             (B, 5, H, W), see ``Slice.of``.
@@ -212,6 +221,13 @@ class ImageSequenceGenerator(nn.Module):
             # -1..1, like the other inputs
             place = (2 * position - 1).to(labels).view(-1, 1, 1, 1)
             labels = torch.cat([labels, place.expand_as(labels[:, :1])], dim=1)
+        if self.contrast:
+            scores = labels.new_zeros(b, self.num_classes)  # 0 in the background
+            if contrast is not None:
+                scores[:, 1:] = contrast.to(labels)
+            now = label[:, self.radius].long().flatten(1)
+            painted = scores.gather(1, now).view(b, 1, height, width)
+            labels = torch.cat([labels, painted], dim=1)
         there = available.to(past)[:, :, None, None]
         h = torch.cat([labels, past * there, there.expand_as(past)], dim=1)
         features = []
