@@ -44,7 +44,7 @@ with torch.no_grad():
     inferer = PairInferer()
     made = inferer(latent, Network())
     print("MADE", inferer.parts.fits, torch.equal(made, whole))
-    allow(8)  # and what was freed, which the process may have kept
+    allow(32)
     try:
         PairInferer()(latent[:2], Network(128))
     except OutOfMemoryError as error:
@@ -59,14 +59,15 @@ def test_real_allocations_that_fail(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script)]
-    # another thread's heap would reserve most of the room
-    alone = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=alone)
+    # Another thread's heap would reserve most of the room. And glibc's threshold moves: once freed,
+    # blocks of 16 MiB come from the heap, whose gaps are room for now two pairs, now none
+    own = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    result = subprocess.run(command, capture_output=True, text=True, env=own)
+    assert result.returncode == 0, result.stderr
     made, stop = result.stdout.splitlines()
-    # what the process keeps of freed memory may be room for a second pair
-    assert made in ("MADE 1 True", "MADE 2 True")
-    assert "going on with 4 of the pairs at a time" in result.stderr
-    assert f"going on with {made.split()[1]} of the pairs at a time" in result.stderr
+    assert made == "MADE 1 True"
+    for fits in (4, 2, 1):
+        assert f"going on with {fits} of the pairs at a time" in result.stderr
     assert stop.startswith(
         "STOP out of memory on cpu with one of the pairs at a time, of shape (1,)"
     )
