@@ -286,7 +286,7 @@ class CaseWriter:
         label, volume = self.cases.read_label(self.cases.cases[index])
         low, high = self.cohort.intensity
         unit = unframed(frame, label.shape).astype(np.float64)
-        image = from_unit(full_range(unit) if self.fill_range else unit, low, high)
+        image = from_unit(full_range(unit, label) if self.fill_range else unit, low, high)
         root, paths = self.folder.root, self.folder.paths(index)
         geometry = (volume.affine, volume.orientation)
         pixels = Volume(stored(image, low, high), *geometry)
