@@ -184,7 +184,7 @@ def read_cohort(
     folder = load_dataset(dataset_dir)
     labels = folder.labels(label_group)
     cases = folder.split(split)
-    raw = [_read_pair(case, labels) for case in cases]
+    raw = [read_pair(case, labels) for case in cases]
     median = np.median([image.spacing for image, _ in raw], axis=0)
     grid = [float(value) for value in (median if spacing is None else spacing)]
     channels = folder.content.get("channel_names")
@@ -215,8 +215,12 @@ def read_cohort(
     return cohort, volumes
 
 
-def _read_pair(case: Case, labels: LabelMap) -> tuple[Volume, np.ndarray]:
-    """Read the image and the label of a case; both in RAS."""
+def read_pair(case: Case, labels: LabelMap) -> tuple[Volume, np.ndarray]:
+    """Read the image of a case, and its label map as class indices; both in RAS.
+
+    Raises:
+        DataError: if a file cannot be used, or the two do not fit; names the file.
+    """
     if case.image is None or case.label is None:
         raise DataError(f"{case.image}: expected a label beside the image, found none")
     image = read_volume(case.image)

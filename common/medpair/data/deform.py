@@ -1,0 +1,166 @@
+"""Deformed copies of training volumes, so that few of them are not learned by heart.
+
+Image and label map are bent together, so that whoever draws images to label maps loses nothing: a
+bent label map's image is the bent image. Where volumes are resampled to a coarser grid anyway,
+copies are taken from the volume as it is stored, voxel by voxel, with no interpolation: fine noise
+and sharp outlines are those of real images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from medpair.data.cohort import (
+    CT,
+    Cohort,
+    LabelledVolume,
+    read_pair,
+    resampled_size,
+    robust_range,
+    to_unit,
+)
+from medpair.data.dataset import load_dataset
+from medpair.data.sampling import numpy_generator
+
+# The bend is drawn at nodes so far apart (mm) and interpolated by cubic splines: smooth, and finer
+# than a lobe of the brain.
+NODE_DISTANCE = 28.0
+# So much coarser (every axis) and the nearest stored voxel is at most a third of a voxel away.
+COARSER = 1.5
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """How far copies differ from their volume.
+
+    Attributes:
+        copies: of each volume; 0 for none.
+        degrees: standard deviation of the turn about each axis; never more than twice that.
+        millimetres: standard deviation of the bend at each node, along each axis.
+    """
+
+    copies: int = 0
+    degrees: float = 3.0
+    millimetres: float = 2.5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 0:
+            expected = "a whole number of at least 0"
+            raise ValueError(f"deformed_copies: expected {expected}, found {self.copies!r}")
+        for name, value in (
+            ("turn_degrees", self.degrees),
+            ("bend_millimetres", self.millimetres),
+        ):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{name}: expected a number, found {value!r}")
+            if not 0 <= value < np.inf:
+                raise ValueError(f"{name}: expected a finite number of at least 0, found {value!r}")
+
+    @property
+    def settings(self) -> dict[str, float] | None:
+        """Plain data for checkpoints; None without copies, whatever the other two say."""
+        return dict(vars(self)) if self.copies else None
+
+
+def deformed_copies(
+    dataset_dir: str | Path,
+    label_group: str | None,
+    cohort: Cohort,
+    deform: Deformation,
+    seed: int = 0,
+) -> list[LabelledVolume]:
+    """Return ``deform.copies`` deformed copies of each training volume, in the cohort's order.
+
+    A copy depends on (seed, number of the volume, number of the copy) alone.
+
+    Args:
+        dataset_dir: the dataset folder; its training list is read.
+        label_group: name of a merge of labels, or None.
+        cohort: says the spacing, and for CT the range of intensities.
+        deform: how many, and how far from the original.
+        seed: of the deformations.
+
+    Raises:
+        DataError: if a file cannot be used; names the file.
+    """
+    if not deform.copies:
+        return []
+    result = []
+    folder = load_dataset(dataset_dir)
+    labels = folder.labels(label_group)
+    for number, case in enumerate(folder.split("training")):
+        image, label = read_pair(case, labels)
+        coarser = np.divide(cohort.spacing, image.spacing).min() >= COARSER
+        for copy in range(deform.copies):
+            rng = numpy_generator(seed, number, copy)
+            at = positions(label.shape, image.spacing, cohort.spacing, deform, rng)
+            bent = sample(image.array, at, order=0 if coarser else 1)
+            limits = cohort.intensity if cohort.channel.upper() == CT else robust_range(bent)
+            result.append(
+                LabelledVolume(to_unit(bent, *limits), sample(label, at, order=0), case.name)
+            )
+    return result
+
+
+def positions(
+    shape: Sequence[int],
+    old: Sequence[float],
+    new: Sequence[float],
+    deform: Deformation,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return (3, W, H, D) where each voxel of a copy lies in the stored volume, in its voxels.
+
+    The copy's grid is that of ``resample``, moved by up to half a voxel, turned about the middle
+    and bent.
+
+    Args:
+        shape: size of the stored volume.
+        old: its spacing, millimetres.
+        new: the copy's.
+        deform: how far.
+        rng: draws the move, the turn and the bend, in that order.
+    """
+    size = resampled_size(shape, old, new)
+    scale = np.array(old)[:, None, None, None]
+    axes = [np.arange(n) * float(step) for n, step in zip(size, new, strict=True)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"))
+    grid += (rng.uniform(-0.5, 0.5, 3) * np.array(new))[:, None, None, None]
+    angles = np.deg2rad(np.clip(rng.normal(0, 1, 3), -2, 2) * deform.degrees)
+    middle = (np.array(shape) - 1).reshape(3, 1, 1, 1) * scale / 2
+    grid = np.einsum("ij,j...->i...", _turn(angles), grid - middle) + middle
+    nodes = [int(np.ceil(n * step / NODE_DISTANCE)) + 1 for n, step in zip(size, new, strict=True)]
+    bend = rng.normal(0, deform.millimetres, (3, *nodes))
+    places = [np.linspace(0, m - 1, n) for m, n in zip(nodes, size, strict=True)]
+    between = np.stack(np.meshgrid(*places, indexing="ij"))
+    grid += np.stack([map_coordinates(b, between, order=3, mode="nearest") for b in bend])
+    return grid / scale
+
+
+def sample(array: np.ndarray, at: np.ndarray, order: int) -> np.ndarray:
+    """Return (W, H, D) read at positions (3, W, H, D); beyond the border, the border."""
+    if order == 0:
+        last = (np.array(array.shape) - 1)[:, None, None, None]
+        return array[tuple(np.clip(np.rint(at).astype(int), 0, last))]
+    return map_coordinates(array, at, order=order, mode="nearest")
+
+
+def _turn(angles: np.ndarray) -> np.ndarray:
+    """Return the rotation (3, 3) about the first, then the second, then the third axis."""
+    result = np.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = (other for other in range(3) if other != axis)
+        matrix = np.eye(3)
+        matrix[[i, i, j, j], [i, j, i, j]] = [
+            np.cos(angle),
+            -np.sin(angle),
+            np.sin(angle),
+            np.cos(angle),
+        ]
+        result = result @ matrix
+    return result

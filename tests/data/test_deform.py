@@ -1,0 +1,132 @@
+"""Deformed copies: image and label bent alike, as far as asked, by counters alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medpair.data.cohort import LabelledVolume, read_cohort, robust_range, to_unit
+from medpair.data.dataset import entry, write_dataset_json
+from medpair.data.deform import Deformation, deformed_copies, positions, sample
+from medpair.data.files import Volume, write_volume
+from medpair.data.sampling import numpy_generator
+
+SHAPE = (20, 24, 16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two volumes at 2 mm in which an image's voxel says its own number, and its label's class."""
+    root = tmp_path_factory.mktemp("numbered")
+    cases = []
+    for number in range(2):
+        image = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) + number
+        files = entry(f"case_{number}")
+        affine = np.diag([2.0, 2.0, 2.0, 1.0])
+        write_volume(root / files["image"], Volume(image, affine))
+        write_volume(root / files["label"], Volume((image % 3).astype(np.uint8), affine))
+        cases.append(files)
+    write_dataset_json(root, "numbered", {"background": 0, "a": 1, "b": 2}, {"training": cases})
+    return root
+
+
+def copies(
+    folder: Path, spacing: list[float] | None, deform: Deformation, seed: int = 0
+) -> list[LabelledVolume]:
+    cohort, _ = read_cohort(folder, None, spacing)
+    return deformed_copies(folder, None, cohort, deform, seed)
+
+
+def test_what_is_sampled_from_a_finer_grid_is_real_voxels_with_their_own_labels(
+    folder: Path,
+) -> None:
+    """Nothing is averaged: a value is one of the stored ones, and its label that voxel's."""
+    deform = Deformation(copies=3, degrees=5, millimetres=3)
+    bent = copies(folder, [4, 4, 4], deform)
+    assert [volume.case for volume in bent] == ["case_0"] * 3 + ["case_1"] * 3
+    stored = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    for index, volume in enumerate(bent):
+        rng = numpy_generator(0, *divmod(index, 3))
+        at = positions(SHAPE, [2, 2, 2], [4, 4, 4], deform, rng)
+        values = sample(stored, at, order=0) + index // 3
+        np.testing.assert_array_equal(volume.image, to_unit(values, *robust_range(values)))
+        np.testing.assert_array_equal(volume.label, values % 3)
+    assert len({volume.image.tobytes() for volume in bent}) == 6
+    _, whole = read_cohort(folder, None, [4, 4, 4])
+    for kind in ("image", "label"):
+        one, other = getattr(bent[0], kind), getattr(whole[0], kind)
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def test_a_copy_depends_on_seed_volume_and_number_alone(folder: Path) -> None:
+    three = copies(folder, [4, 4, 4], Deformation(copies=3))
+    two = copies(folder, [4, 4, 4], Deformation(copies=2))
+    for volume, same in zip(two, [*three[:2], *three[3:5]], strict=True):
+        np.testing.assert_array_equal(volume.image, same.image)
+        np.testing.assert_array_equal(volume.label, same.label)
+    other = copies(folder, [4, 4, 4], Deformation(copies=1), seed=1)
+    assert not np.array_equal(other[0].image, two[0].image)
+    assert copies(folder, [4, 4, 4], Deformation()) == []
+
+
+def test_a_turn_is_a_turn_and_a_bend_is_as_strong_as_asked() -> None:
+    shape, spacing = (21, 17, 13), (4.0, 4.0, 6.0)
+    scale = np.array(spacing)[:, None]
+    middle = (np.array(shape) - 1)[:, None] * scale / 2
+    still = Deformation(copies=1, degrees=0, millimetres=0)
+    plain = positions(shape, spacing, spacing, still, numpy_generator(0)).reshape(3, -1) * scale
+    own = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")).reshape(3, -1)
+    moved = plain - own * scale
+    assert np.ptp(moved, axis=1).max() < 1e-9
+    assert (abs(moved[:, 0]) <= 0.5 * np.array(spacing)).all()
+    turned = Deformation(copies=1, degrees=5, millimetres=0)
+    angles = []
+    for seed in range(100):
+        at = positions(shape, spacing, spacing, turned, numpy_generator(seed)).reshape(3, -1)
+        straight = positions(shape, spacing, spacing, still, numpy_generator(seed)).reshape(3, -1)
+        after, before = at * scale - middle, straight * scale - middle
+        np.testing.assert_allclose(np.linalg.norm(after, axis=0), np.linalg.norm(before, axis=0))
+        turn = after @ before.T @ np.linalg.inv(before @ before.T)
+        assert np.linalg.det(turn) == pytest.approx(1)
+        angles.append(np.degrees(np.arccos((np.trace(turn) - 1) / 2)))
+    # three axes, each cut at two standard deviations (0.88 of the deviation is left)
+    assert np.sqrt(np.mean(np.square(angles)) / 3) == pytest.approx(5 * 0.88, rel=0.15)
+    bent = Deformation(copies=1, degrees=0, millimetres=2)
+    off = []
+    for seed in range(40):
+        at = positions(shape, spacing, spacing, bent, numpy_generator(seed))
+        straight = positions(shape, spacing, spacing, still, numpy_generator(seed))
+        off.append(((at - straight) * np.array(spacing)[:, None, None, None])[:, ::20, ::16, ::12])
+    assert np.std(off) == pytest.approx(2, rel=0.1)  # the corners are nodes
+
+
+def test_images_on_their_own_grid_are_interpolated_and_labels_are_not(folder: Path) -> None:
+    volume = copies(folder, None, Deformation(copies=1, degrees=0, millimetres=0))[0]
+    assert set(np.unique(volume.label)) == {0, 1, 2}
+    inner = volume.image[2:-2, 2:-2, 2:-2]
+    # of a ramp in voxel numbers, moved by half a voxel at most, the steps stay those of the ramp
+    for axis, ratio in ((0, 24), (1, 1)):
+        step = np.diff(inner, axis=axis).mean() / np.diff(inner, axis=2).mean()
+        assert step == pytest.approx(SHAPE[2] * ratio, rel=1e-4)
+    ramp = np.arange(8.0).reshape(2, 2, 2)
+    at = np.array([0.5, 0.25, 0.0]).reshape(3, 1, 1, 1)
+    assert sample(ramp, at, order=1).item() == pytest.approx(2.5)
+    assert sample(ramp, np.array([9.0, -3, 1]).reshape(3, 1, 1, 1), order=0).item() == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"copies": -1}, "deformed_copies: expected a whole number of at least 0, found -1"),
+        ({"copies": 1.5}, "deformed_copies: expected a whole number of at least 0, found 1.5"),
+        ({"copies": True}, "deformed_copies: expected a whole number of at least 0, found True"),
+        ({"degrees": "3"}, "turn_degrees: expected a number, found '3'"),
+        ({"millimetres": float("inf")}, "bend_millimetres: expected a finite number of at least 0"),
+        ({"millimetres": float("nan")}, "bend_millimetres: expected a finite number of at least 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Deformation(**given)  # type: ignore[arg-type]
