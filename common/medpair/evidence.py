@@ -231,6 +231,8 @@ def run_report(
         raise DataError(f"device: expected cpu or cuda, found {device!r}")
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
         raise DataError(f"{output_dir}: expected a folder for the report, found a file")
+    if critic is not None and holdout is None:
+        raise DataError("critic: expected --holdout FOLDER beside it, found none")
     grid = None if spacing is None else (spacing[0], spacing[1], spacing[2])
 
     def opened(root: str | Path, split: str) -> PairFolder:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 from tests.report.cohorts import PNG, MemoryPairs, boxes, cohort
 
 from medpair.report.alignment_part import agreement, alignment_part
@@ -13,6 +14,8 @@ from medpair.report.pairs import Pair
 from medpair.report.sections import alignment_section
 
 SEGMENTER = {"weights": "model.pt"}
+# Dice of each case, where a test chooses them
+KEPT = {"a": 1.0, "b": 1.0, "c": 0.8, "d": 1.0, "e": 0.9, "f": 0.8, "g": 0.5}
 
 
 def threshold(pair: Pair) -> np.ndarray:
@@ -58,6 +61,29 @@ def test_moved_labels_do_not_fit():
     assert part.numbers["mean"]["synthetic"]["mean"] == pytest.approx(np.mean(expected))
     again = alignment_part(moved(synthetic, 2), holdout, threshold, SEGMENTER)
     assert again.numbers == part.numbers
+
+
+def test_interval_of_few_cases_is_welchs():
+    """Shares of a line that are kept: Dice of 1, 1 and 0.8 beside 1, 0.9, 0.8 and 0.5."""
+
+    def line(name, count):
+        label = np.zeros((1, 1, 100), int)
+        label[..., :count] = 1
+        return Pair(name, np.zeros((1, 1, 100)), label, (1, 1, 1))
+
+    def cut(pair):
+        found = pair.label.copy()
+        found[..., round(100 * KEPT[pair.name] / (2 - KEPT[pair.name])) :] = 0
+        return found
+
+    synthetic, holdout = (
+        MemoryPairs([line(name, 100) for name in names], ("a",)) for names in ("abc", "defg")
+    )
+    entry = alignment_part(synthetic, holdout, cut, {}).numbers["difference"]
+    one, two = (np.array([KEPT[name] for name in names]) for names in ("abc", "defg"))
+    expected = ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
+    assert entry["low"] == pytest.approx(expected.low, abs=0.01)
+    assert entry["high"] == pytest.approx(expected.high, abs=0.01)
 
 
 def test_interval_covers_a_known_difference():

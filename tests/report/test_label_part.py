@@ -143,6 +143,36 @@ def test_absent_classes_constant_images_and_long_names():
 
 
 @pytest.mark.usefixtures("unplotted")
+def test_a_class_that_is_never_drawn_differs(real, unplotted):
+    """With one kind of box gone there is no shape to compare, and that is the difference."""
+    drawn = []
+    for index, pair in enumerate(cohort(COUNT, 2)):
+        without = np.where(pair.label == 2, 0, pair.label)
+        label = np.where(without == 3, 0, without) if index % 2 else without
+        drawn.append(Pair(pair.name, pair.image, label, pair.spacing))
+    numbers = label_part(real, MemoryPairs(drawn)).numbers
+    one, two, three = numbers["classes"]
+    assert one["presence_distance"] is None
+    assert (two["presence_distance"]["value"], three["presence_distance"]["value"]) == (1.0, 0.5)
+    section = label_section(numbers)
+    assert "two is in 100 % of the real and 0 % of the synthetic volumes." in section.lead
+    assert "three is in 100 % of the real and 50 % of the synthetic volumes." in section.lead
+    rows = [row for row in section.tables[0].rows if row[0] == "volumes that have it"]
+    assert [(row[1], row[2], row[-1]) for row in rows] == [
+        ("100 %", "0 %", "yes"),
+        ("100 %", "50 %", "yes"),
+    ]
+
+
+def test_cohorts_of_mixed_spacing_are_noted(real, unplotted):
+    mixed = [
+        Pair(pair.name, pair.image, pair.label, (1.0, 1.0, 3.0 if index % 4 == 0 else 1.0))
+        for index, pair in enumerate(cohort(COUNT, 2))
+    ]
+    (note,) = label_part(real, MemoryPairs(mixed)).notes
+    assert note.startswith("Voxels within the synthetic cohort differ in size")
+
+
 def test_cohorts_of_other_spacing_are_noted(real):
     coarse = [Pair(p.name, p.image, p.label, (1.0, 1.0, 3.0)) for p in cohort(COUNT, 2)]
     notes = label_part(cohort(4, 1), MemoryPairs(coarse[:4])).notes

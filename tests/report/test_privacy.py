@@ -18,6 +18,7 @@ from medpair.report.pairs import Pair, PairFolder, open_pairs
 from medpair.report.privacy import privacy_part
 from medpair.report.privacy_figures import MARGIN, only_label
 from medpair.report.privacy_section import privacy_section
+from medpair.report.verdict import verdicts
 
 SIZE = (22, 26, 20)
 PER_COHORT = 12
@@ -172,6 +173,23 @@ def test_what_cannot_be_said_is_said(people, real, holdout, tmp_path):
     assert part.numbers["attack"] == {}
     assert "below_first_percentile" not in part.numbers["distances"]["image"]
     assert any("held-out" in note for note in part.notes)
+
+
+def test_volumes_that_were_not_compared_are_said(people, real, holdout, tmp_path):
+    """A copy of a case that was not drawn goes unseen, so quiet is no green light."""
+    drawn = open_pairs(real.folder.root, limit=6)
+    absent = next(pair for pair in real if pair.name not in {one.name for one in drawn})
+    synthetic = written(tmp_path, [*people[2 * PER_COHORT :], absent])
+    whole = privacy_part(real, synthetic, holdout).numbers
+    assert whole["alarm"] is True
+    assert not any("were compared" in sentence for sentence in whole["weak"])
+    numbers = privacy_part(drawn, synthetic, holdout).numbers
+    assert numbers["alarm"] is False
+    assert numbers["weak"][0].startswith(
+        f"Only 6 of {len(real)} training and {len(synthetic)} of {len(synthetic)} synthetic"
+    )
+    verdict = verdicts({"privacy": numbers})[3]
+    assert (verdict.mark, verdict.answer) == ("warn", "no alarm, little seen")
 
 
 def test_embedding_and_its_distances(people, real, holdout, tmp_path):

@@ -24,6 +24,7 @@ def scores(values: dict[str, tuple[float, float]], roi: bool = False) -> list[di
             "class": name,
             "dsc": dsc - (0.1 if region == "roi" else 0.0),
             "bahd_mm": 10 * (1 - dsc),
+            "truth_voxels": 50,
             "predicted_voxels": 0 if dsc == 0 else 50,
         }
         for case, pair in values.items()
@@ -131,6 +132,17 @@ def test_empty_predictions_are_counted() -> None:
     runs = [scores({"a": (0.0, 0.5)}), scores({"a": (0.0, 0.0)})]
     rows = summarize_rows([row("E2-1")], [runs], REFERENCES)
     assert rows[0]["empty_predictions"] == {"volume": 3}
+    assert rows[0]["empty_pairs"] == {"volume": 0}
+
+
+def test_classes_that_neither_has_are_no_failures() -> None:
+    run = [{**line, "truth_voxels": 0} for line in scores({"a": (0.0, 0.5)})]
+    (found,) = summarize_rows([row("E2-1")], [[run]], REFERENCES)
+    assert found["empty_predictions"] == {"volume": 0}
+    assert found["empty_pairs"] == {"volume": 1}
+    said = notes(content([found]))
+    assert not any("not found at all" in note for note in said)
+    assert any("counts as DSC 1" in note for note in said)
 
 
 def test_markdown_has_every_number_once_and_whole_tables() -> None:

@@ -134,6 +134,20 @@ def test_private():
     assert "4 unseen cases" in verdict.reason
 
 
+def test_membership_that_shows_is_no_green_light():
+    guess = {"auc": 0.52, "low": 0.43, "high": 0.61}
+    told = {"auc": 0.64, "low": 0.53, "high": 0.73}
+    calm = {"alarm": False, "reasons": [], "weak": [], "attack": {"image": {"distance": guess}}}
+    assert verdicts({"privacy": calm})[3].mark == "good"
+    shows = {**calm, "attack": {"image": {"distance": guess, "relative": told}}}
+    verdict = verdicts({"privacy": shows})[3]
+    assert (verdict.mark, verdict.answer) == ("warn", "no alarm, but not nothing")
+    assert "but 1 of 2 attacks told training cases" in verdict.reason
+    assert "0.64 [0.53, 0.73]" in verdict.reason
+    both = verdicts({"privacy": {**shows, "weak": ["Only 6 of 12 were compared."]}})[3]
+    assert "but only 6 of 12 were compared. 1 of 2 attacks told" in both.reason
+
+
 def test_few_volumes_and_poor_judges_are_said():
     few = judge(1.1)
     few["mean"]["frechet"]["n_equal"] = 4

@@ -7,13 +7,14 @@ it agrees with the synthetic labels stands beside how far it agrees with held-ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
-from medpair.data.sampling import numpy_generator
 from medpair.metrics.class_overlap import class_dice
 from medpair.metrics.summary import summarize
 from medpair.report.alignment_plots import plot_agreement
@@ -21,7 +22,6 @@ from medpair.report.pairs import Pair, PairFolder
 from medpair.report.part import Part
 
 LEAST = 3
-RESAMPLES = 10_000
 Predict = Callable[[Pair], np.ndarray]
 Progress = Callable[[Iterable[Pair], str], Iterable[Pair]]
 
@@ -75,7 +75,7 @@ def alignment_part(
     elif min(len(values) for values in means.values()) < LEAST:
         notes.append(f"Fewer than {LEAST} volumes in a cohort: no difference is given.")
     else:
-        numbers["difference"] = _difference(means["synthetic"], means["holdout"], seed)
+        numbers["difference"] = _difference(means["synthetic"], means["holdout"])
     return Part(numbers, {"agreement": plot_agreement(cohorts, names)}, notes)
 
 
@@ -85,18 +85,16 @@ def _case_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.nanmean(kept, axis=1)) if len(kept) else np.zeros(0)
 
 
-def _difference(
-    synthetic: NDArray[np.float64], holdout: NDArray[np.float64], seed: int
-) -> dict[str, float]:
-    """Return the difference of two means of independent cases, with a bootstrap interval."""
-    generator = numpy_generator(seed, 1)
-    draws = [
-        values[generator.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-        for values in (synthetic, holdout)
-    ]
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-    return {
-        "value": float(synthetic.mean() - holdout.mean()),
-        "low": float(low),
-        "high": float(high),
-    }
+def _difference(synthetic: NDArray[np.float64], holdout: NDArray[np.float64]) -> dict[str, float]:
+    """Return the difference of two means of independent cases, with its 95 % interval.
+
+    Welch's: a bootstrap of three to ten held-out cases covers 77 to 92 % in place of 95 %.
+    """
+    value = float(synthetic.mean() - holdout.mean())
+    errors = [float(rows.var(ddof=1)) / len(rows) for rows in (synthetic, holdout)]
+    reach = 0.0
+    if (total := sum(errors)) > 0:
+        parts = zip(errors, (synthetic, holdout), strict=True)
+        freedom = total**2 / sum(error**2 / (len(rows) - 1) for error, rows in parts)
+        reach = float(student_t.ppf(0.975, freedom)) * math.sqrt(total)
+    return {"value": value, "low": value - reach, "high": value + reach}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medpair.report.privacy_section import membership_sentence
 from medpair.report.verdict import verdicts
 
 
@@ -90,6 +91,9 @@ def _privacy(report: Mapping[str, Any], origin: Any) -> list[str]:
         lines.append("- **ALARM**: do not share. " + plain(" ".join(privacy["reasons"])))
     else:
         lines.append("- no copy of a training case was found")
+        lines += [f"- {plain(sentence)}" for sentence in privacy.get("weak", [])]
+        if told := membership_sentence(privacy):
+            lines.append(f"- {plain(told)}")
     lines += [f"- {plain(note)}" for note in report["notes"].get("privacy", [])]
     spent = origin.get("privacy") if isinstance(origin, Mapping) else None
     if isinstance(spent, Mapping) and "epsilon" in spent:

@@ -39,13 +39,18 @@ class CohortLabels:
         histograms: (N, K + 1, bins) share of each class's voxels per bin of intensity, NaN for an
             absent class.
         contacts: (N, K + 1, K + 1) shares of common surface.
-        spacing: median over the volumes, in mm per axis.
+        spacings: (N, 3) mm per axis.
     """
 
     shapes: list[LabelShape]
     histograms: NDArray[np.float64]
     contacts: NDArray[np.float64]
-    spacing: NDArray[np.float64]
+    spacings: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """Median over the volumes, in mm per axis."""
+        return np.asarray(np.median(self.spacings, axis=0))
 
 
 def measure(
@@ -64,8 +69,7 @@ def measure(
         histograms.append(
             np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
         )
-    spacing = np.median(spacings, axis=0)
-    return CohortLabels(shapes, np.array(histograms), np.array(contacts), spacing)
+    return CohortLabels(shapes, np.array(histograms), np.array(contacts), np.array(spacings))
 
 
 def label_part(
@@ -130,6 +134,16 @@ def label_part(
             f"{len(real)} real and {len(synthetic)} synthetic volumes are too few for distances "
             f"and floors ({LEAST_REAL} and {LEAST_SYNTHETIC} are needed): means alone are shown."
         )
+    mixed = [
+        side
+        for side, cohort in (("real", one), ("synthetic", two))
+        if not np.allclose(cohort.spacings, cohort.spacing, rtol=SPACING_TOLERANCE)
+    ]
+    if mixed:
+        notes.append(
+            f"Voxels within the {' and the '.join(mixed)} cohort differ in size: surfaces and "
+            "overlaps of slices differ for that alone (--spacing brings all to one grid)."
+        )
     if not np.allclose(one.spacing, two.spacing, rtol=SPACING_TOLERANCE):
         sizes = [" x ".join(f"{step:.3g}" for step in cohort.spacing) for cohort in (one, two)]
         notes.append(
@@ -155,11 +169,15 @@ def _class_rows(
                 **_compared(_ks, sides[0][:, None], sides[1][:, None], seed),
             }
         )
-    presence = [float(np.mean([s.volume[index] > 0 for s in c.shapes])) for c in (one, two)]
+    there = [np.array([s.volume[index] > 0 for s in c.shapes], np.float64) for c in (one, two)]
+    presence: dict[str, Any] = {"distance": None}
+    if min(flags.min() for flags in there) == 0:
+        presence = _compared(_share_apart, there[0][:, None], there[1][:, None], seed)
     return {
         "name": name,
-        "presence_real": presence[0],
-        "presence_synthetic": presence[1],
+        "presence_real": float(there[0].mean()),
+        "presence_synthetic": float(there[1].mean()),
+        **{f"presence_{key}": value for key, value in presence.items()},
         "measures": rows,
     }
 
@@ -192,6 +210,10 @@ def _compared(
 
 def _ks(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     return kolmogorov_smirnov(first, second)
+
+
+def _share_apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    return float(abs(first.mean() - second.mean()))
 
 
 def _histogram_distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

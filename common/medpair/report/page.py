@@ -92,8 +92,14 @@ def render_page(
 def _subtitle(report: Mapping[str, Any]) -> str:
     unseen = ""
     if report["holdout"] is not None:
-        unseen = f" and {report['holdout']['volumes']} it has not seen"
+        unseen = f" and {_volumes(report['holdout'])} it has not seen"
     return (
-        f"{report['synthetic']['volumes']} synthetic pairs, {report['real']['volumes']} real "
+        f"{_volumes(report['synthetic'])} synthetic pairs, {_volumes(report['real'])} real "
         f"ones the generator was trained on{unseen}. {report['created']}."
     )
+
+
+def _volumes(cohort: Mapping[str, Any]) -> str:
+    """Return how many volumes were compared, and of how many where others were left out."""
+    compared, there = cohort["volumes"], cohort["volumes_in_split"]
+    return str(compared) if compared == there else f"{compared} of {there}"

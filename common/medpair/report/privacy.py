@@ -134,7 +134,7 @@ def privacy_part(
             f"whole: {first['synthetic']} is {first['distance'] / whole['usual']:.2f} times as far "
             f"from {first['real']} as real images usually are from their nearest."
         )
-    numbers["weak"] = weaknesses(numbers, len(real), len(folders.get("holdout", ())))
+    numbers["weak"] = weaknesses(numbers, real, synthetic, len(folders.get("holdout", ())))
     closest = _closest(cohorts)
     numbers |= {"closest": closest, "alarm": bool(reasons), "reasons": reasons}
     progress("figures")
@@ -145,13 +145,21 @@ def privacy_part(
     return Part(numbers, figures, notes)
 
 
-def weaknesses(numbers: Mapping[str, Any], real: int, unseen: int) -> list[str]:
+def weaknesses(
+    numbers: Mapping[str, Any], real: PairFolder, synthetic: PairFolder, unseen: int
+) -> list[str]:
     """Return what could not be seen in these cohorts, as sentences."""
     weak = []
+    if len(real) < real.total or len(synthetic) < synthetic.total:
+        weak.append(
+            f"Only {len(real)} of {real.total} training and {len(synthetic)} of {synthetic.total} "
+            "synthetic volumes were compared; a copy among the others would not be found "
+            "(--max_volumes)."
+        )
     limit = numbers["copies"]["image"]["limit"]["ratio"]
     if limit < WEAK_LIMIT:
         weak.append(
-            f"Of {real} real volumes only nearly exact copies can be recognised (limit of "
+            f"Of {len(real)} real volumes only nearly exact copies can be recognised (limit of "
             f"isolation {limit:.2g}; warped or mixed copies would not be)."
         )
     if unseen < LEAST_UNSEEN:

@@ -38,19 +38,9 @@ def privacy_section(numbers: Mapping[str, Any]) -> Section:
             "for one.",
             *numbers["weak"],
         ]
-    better = [
-        entry
-        for attacks in numbers["attack"].values()
-        for entry in attacks.values()
-        if entry["low"] > GUESSING
-    ]
-    if better and not numbers["alarm"]:
-        best = max(better, key=lambda entry: entry["auc"])
-        section.lead.append(
-            "It is not nothing: "
-            f"{len(better)} of the attacks did better than guessing, the best with an area of "
-            f"{with_range(best['auc'], best['low'], best['high'], 2)}."
-        )
+    told = membership_sentence(numbers)
+    if told and not numbers["alarm"]:
+        section.lead.append(f"It is not nothing: {told}")
     section.lead.append(
         "A copy is a volume that is far nearer to one training volume than to the next ones, after "
         "rigid alignment and in any mirrored position; how near that must be is learned from real "
@@ -67,6 +57,20 @@ def privacy_section(numbers: Mapping[str, Any]) -> Section:
     if any("holdout" in entry for entry in numbers["distances"].values()):
         section.tables += [_distances(numbers), _attacks(numbers)]
     return section
+
+
+def membership_sentence(numbers: Mapping[str, Any]) -> str | None:
+    """Return what attacks on membership found, or None where all of them might be guessing."""
+    attacks = [entry for space in numbers.get("attack", {}).values() for entry in space.values()]
+    better = [entry for entry in attacks if entry["low"] > GUESSING]
+    if not better:
+        return None
+    best = max(better, key=lambda entry: entry["auc"])
+    return (
+        f"{len(better)} of {len(attacks)} attacks told training cases from unseen ones better than "
+        "guessing, the best with an area under the curve of "
+        f"{with_range(best['auc'], best['low'], best['high'], 2)}."
+    )
 
 
 def _copies(numbers: Mapping[str, Any]) -> Table:

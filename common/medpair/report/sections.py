@@ -88,7 +88,8 @@ def differs(entry: Mapping[str, Any]) -> bool:
 def label_section(numbers: Mapping[str, Any]) -> Section:
     """Label maps and intensities."""
     distances = [m["distance"] for row in numbers["classes"] for m in row["measures"]]
-    known = [entry for entry in distances if entry is not None]
+    shares = [row.get("presence_distance") for row in numbers["classes"]]
+    known = [entry for entry in (*distances, *shares) if entry is not None]
     section = Section("labels", "Anatomy and intensities")
     section.lead = [
         "Each class of the label maps, and the intensities in it, in both cohorts. “Differs” says "
@@ -99,6 +100,12 @@ def label_section(numbers: Mapping[str, Any]) -> Section:
     if known:
         count = sum(differs(entry) for entry in known)
         section.lead.append(f"{count} of {len(known)} figures of shape differ.")
+    section.lead += [
+        f"{row['name']} is in {share(row['presence_real'])} of the real and "
+        f"{share(row['presence_synthetic'])} of the synthetic volumes."
+        for row, entry in zip(numbers["classes"], shares, strict=True)
+        if entry is not None and differs(entry)
+    ]
     section.figures = [
         ("measures", "Each class and cohort: median, quartiles, range of volumes."),
         ("intensity", "Intensities in each class: mean of the volumes, and the middle 80 %."),
@@ -116,6 +123,9 @@ def label_section(numbers: Mapping[str, Any]) -> Section:
                 f"{share(row['presence_synthetic'])} of the synthetic volumes",
             )
         )
+        if (there := row.get("presence_distance")) is not None:
+            sides = share(row["presence_real"]), share(row["presence_synthetic"])
+            shapes.rows.append(("volumes that have it", *sides, *beside_floor(there, 2)))
         for entry in row["measures"]:
             name = name_of(entry["measure"])
             if entry["measure"] == "slice_overlap":

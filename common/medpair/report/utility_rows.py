@@ -33,7 +33,8 @@ def summarize_rows(
 
     Returns:
         The rows with ``results[region][class][measure]`` (``summarize`` of the cases, each
-        averaged over the seeds, and ``spread_over_seeds``), ``empty_predictions[region]`` and
+        averaged over the seeds, and ``spread_over_seeds``), ``empty_predictions[region]`` (classes
+        missed altogether), ``empty_pairs[region]`` (neither there nor predicted) and
         ``against[protocol][region][class][measure]`` (``paired_difference``; ``p_holm``, adjusted
         for all protocols that are compared with the same one; ``seed_differences``).
 
@@ -49,10 +50,15 @@ def summarize_rows(
         for cell, values in cells.items():
             spread = spread_over_seeds([table[cell] for table in tables])
             _put(results, cell, {**summarize(list(values.values())), **spread})
-        empty: dict[str, int] = defaultdict(int)
-        for line in (line for cases in seeds for line in cases):
-            empty[line["region"]] += int(line["predicted_voxels"] == 0)
-        complete.append({**row, "results": results, "empty_predictions": dict(empty)})
+        lines = [line for cases in seeds for line in cases]
+        empty = dict.fromkeys((line["region"] for line in lines), 0)
+        neither = dict(empty)
+        for line in lines:
+            if line["predicted_voxels"] == 0:
+                counted = empty if line["truth_voxels"] else neither
+                counted[line["region"]] += 1
+        found = {"results": results, "empty_predictions": empty, "empty_pairs": neither}
+        complete.append({**row, **found})
     for row in complete:
         row["against"] = {
             name: _compare(averaged[_key(row, row["protocol"])], averaged[_key(row, name)])

@@ -77,6 +77,11 @@ def notes(content: Mapping[str, Any]) -> list[str]:
             "Some classes were not found at all: such a prediction counts as DSC 0 and, as its "
             "distance, the diagonal of the volume, which then rules the mean of bAHD."
         )
+    if any(sum(row.get("empty_pairs", {}).values()) for row in content["rows"]):
+        result.append(
+            "Some cases lack a class, and the prediction lacks it too: that counts as DSC 1 and "
+            "distance 0, and raises the means of all rows that are right in it."
+        )
     if cases < 10:
         result.append(
             f"{cases} cases are few: bootstrap intervals of so few are too narrow, and no p can be "

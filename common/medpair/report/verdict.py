@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from medpair.report.formats import fixed, number, with_range
+from medpair.report.privacy_section import membership_sentence
 from medpair.report.sections import differs, name_of
 
 # Precision and recall are read with so many clusters, a key of report.json
@@ -180,11 +181,12 @@ def _private(report: Mapping[str, Any]) -> Verdict:
     if entry["alarm"]:
         reason = "Privacy alarm: " + " ".join(entry["reasons"])
         return Verdict(question, "no: alarm", "bad", reason, "see the part on privacy")
-    if entry.get("weak"):
-        reason = "No copy of a training case was found, but " + " ".join(
-            [entry["weak"][0][0].lower() + entry["weak"][0][1:], *entry["weak"][1:]]
-        )
-        return Verdict(question, "no alarm, little seen", "warn", reason, "see the part on privacy")
+    weak, told = entry.get("weak", []), membership_sentence(entry)
+    if reserves := [*weak, told] if told else weak:
+        first = reserves[0][0].lower() + reserves[0][1:]
+        reason = " ".join(["No copy of a training case was found, but", first, *reserves[1:]])
+        answer = "no alarm, little seen" if weak else "no alarm, but not nothing"
+        return Verdict(question, answer, "warn", reason, "see the part on privacy")
     reason = (
         "No synthetic volume was found to be a copy of a training case; that is no proof that "
         "nothing of a patient can be learned."
