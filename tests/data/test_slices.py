@@ -59,9 +59,15 @@ def _pairs(size: tuple[int, ...], frame: tuple[int, ...]) -> list[tuple[int, int
     return [(n, min(n, f)) for n, f in zip(size, frame, strict=True)]
 
 
-def test_frames_of_cohorts_and_volumes() -> None:
+def test_frames_of_cohorts_and_volumes(caplog: pytest.LogCaptureFixture) -> None:
     assert fitting_frame([(10, 20, 9), (17, 16, 8)], 8) == [24, 24, 16]
+    assert caplog.messages == []
     assert fitting_frame([(300, 20, 9)], 8, (256, 256, 256)) == [256, 24, 16]
+    (warning,) = caplog.messages
+    assert (
+        "volumes of up to 300 x 20 x 9 voxels are cut to the middle 256 x 24 x 16 along x"
+        in warning
+    )
     assert next_frame((10, 17, 33), (16, 16, 32), 8) == (16, 24, 40)
     assert [axis_of(view) for view in ("sagittal", "coronal", "axial")] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"slicing_axis: expected one of .*, found 'top'"):

@@ -290,6 +290,19 @@ def test_several_volumes_at_once_are_each_alone(told: bool) -> None:
         assert (generate(other, network, 0)[0] != together[0]).mean() > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_draws_nearly_the_same(dtype: torch.dtype) -> None:
+    """What was said a step before is told on, whatever the precision of the network."""
+    content = card(classes=5, diffusion={"objective": "classes", "schedule": "cosine"})
+    content["network"] |= {"classes": 5, "self_conditioning": True}
+    network = untrained(content)
+    inferer = LabelVolumeInferer(content, seed=2, steps=3)
+    exact = generate(inferer, network, 0)
+    with torch.autocast("cpu", dtype):
+        mixed = generate(inferer, network, 0)
+    assert (mixed != exact).mean() < 0.05
+
+
 @pytest.mark.parametrize("encoding", ["grey", "one_hot", "bits"])
 def test_only_classes_of_the_label_set_appear(encoding: str) -> None:
     content = card(encoding=encoding, classes=5)

@@ -215,6 +215,27 @@ def test_attention_is_its_formula_with_heads_that_divide_the_channels(channels: 
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_can_be_fused_whatever_the_layout(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused kernels want a token's numbers side by side; else all (N, N) weights are kept."""
+    strides, plain = [], F.scaled_dot_product_attention
+
+    def recorded(*tokens: Tensor) -> Tensor:
+        strides.extend(token.stride(-1) for token in tokens)
+        return plain(*tokens)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    Attention(64)(draw(2, 64, 6, 5).to(memory_format=layout))
+    assert strides == [1, 1, 1]
+
+
+def test_levels_narrower_than_a_group_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels: expected at least 4 in every level, found 2"):
+        groups_for(2)
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(4, 1), (8, 2), (64, 16), (192, 32), (36, 9)])
 def test_groups_have_four_channels_or_more(channels: int, groups: int) -> None:
     assert groups_for(channels) == groups

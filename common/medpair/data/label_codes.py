@@ -87,14 +87,16 @@ class LabelCode:
             least = torch.nn.functional.pdist(self.words).min() / (2 * CERTAIN) ** 0.5
             sigma = torch.lerp(torch.full_like(hidden, float(least)), sigma, hidden)
         words = self.words.to(noisy)
-        fit = torch.einsum("bc...,kc->bk...", noisy, words)
+        with torch.autocast(noisy.device.type, enabled=False):  # log-likelihoods reach hundreds
+            fit = torch.einsum("bc...,kc->bk...", noisy, words)
         size = words.square().sum(dim=1).view(1, -1, *[1] * (noisy.ndim - 2))
         gain = alpha / sigma.square()
         return gain * (fit - 0.5 * alpha * size)
 
     def mean(self, logits: Tensor) -> Tensor:
         """(B, num_classes, ...) logits -> (B, channels, ...) expected code."""
-        return torch.einsum("bk...,kc->bc...", logits.softmax(dim=1), self.words.to(logits))
+        with torch.autocast(logits.device.type, enabled=False):
+            return torch.einsum("bk...,kc->bc...", logits.softmax(dim=1), self.words.to(logits))
 
     def decode(self, code: Tensor) -> Tensor:
         """(B, channels, ...) numbers -> (B, ...) class indices, uint8 or int32."""

@@ -6,6 +6,7 @@ evenly on both sides, larger ones cropped to their middle; ``unframed`` undoes t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.utils.data import Dataset
 from medpair.data.cohort import LabelledVolume
 from medpair.data.patches import PAD_LABEL, crop_box, extract, fitting_patch
 from medpair.data.sampling import numpy_generator
+
+logger = logging.getLogger(__name__)
 
 # RAS: the axis along which the slices of a view follow each other
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -43,9 +46,20 @@ def fitting_frame(
 ) -> list[int]:
     """Return the smallest frame, in multiples of ``multiple``, that holds every volume whole.
 
-    Axes longer than ``largest`` get ``largest``: such volumes lose their margins.
+    Axes longer than ``largest`` get ``largest``: such volumes lose their margins, and a warning
+    says how much.
     """
-    return fitting_patch(sizes, multiple, NO_LIMIT if largest is None else largest)
+    frame = fitting_patch(sizes, multiple, NO_LIMIT if largest is None else largest)
+    longest = np.max(np.asarray(sizes), axis=0)
+    if cut := [axis for axis in range(3) if longest[axis] > frame[axis]]:
+        logger.warning(
+            "volume_size: volumes of up to %s voxels are cut to the middle %s along %s; what lies "
+            "outside is not learned (a coarser --spacing, or --volume_size, keeps it)",
+            " x ".join(map(str, longest.tolist())),
+            " x ".join(map(str, frame)),
+            " and ".join("xyz"[axis] for axis in cut),
+        )
+    return frame
 
 
 def framed(array: np.ndarray, frame: Sequence[int], fill: float) -> np.ndarray:

@@ -97,12 +97,13 @@ class MaskSequenceTask:
         And ``sizes`` (B, K) where the network is told those of the whole volume.
         """
         x0 = self.code.encode(batch["label"])
-        t = self.diffusion.draw_times(len(x0), generator, self.time_power).to(x0.device)
+        # times stay on the CPU, where levels are looked up: a GPU is not waited for
+        t = self.diffusion.draw_times(len(x0), generator, self.time_power)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         hidden = 1.0 - batch["known"][:, None, :, None, None]
         # slices that are given stay clean at every time
         x = torch.lerp(x0, self.diffusion.noised(x0, t, noise), hidden)
-        time = t * self.diffusion.schedule.timesteps
+        time = (t * self.diffusion.schedule.timesteps).to(x0.device)
         given: dict[str, Tensor] = {
             "time": time,
             "known": batch["known"],
@@ -116,6 +117,8 @@ class MaskSequenceTask:
         if self.self_conditioning and torch.rand((), generator=generator) < 0.5:
             with torch.no_grad():
                 said = self._said(network(x, **given).float(), x, t, given)
+            # weights that autocast kept of this pass have no graph, and the next would take them
+            torch.clear_autocast_cache()
             given["previous"] = torch.lerp(x0, said, hidden)
         output = network(x, **given).float()
         if self.diffusion.objective != "classes":
@@ -194,7 +197,9 @@ class DiffusionTrainer(FederatedTrainer):
         recompute_activations(self.denoiser, recompute)
         self.optimizer = optimizer
         self.averaged = AveragedWeights(self.denoiser, averaging)
-        self.learning = data_parallel(TaskLoss(self.denoiser, task))
+        # with self-conditioning each process tosses its own coin for the layer that hears it
+        tossed = getattr(task, "self_conditioning", False)
+        self.learning = data_parallel(TaskLoss(self.denoiser, task), may_skip=tossed)
         self.clip_gradient = clip_gradient
         self.warmup = warmup
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -280,10 +285,10 @@ class SemanticTask:
             one_hot = network.one_hot(batch[f"label_{view}"])
             kept = torch.rand(len(x0), generator=generator) >= self.mask_dropout
             one_hot = one_hot * kept.to(one_hot)[:, None, None, None]
-            t = self._times(len(x0), generator).to(x0.device)
+            t = self._times(len(x0), generator)
             noise = torch.randn(x0.shape, generator=generator).to(x0.device)
             x = self.diffusion.noised(x0, t, noise)
-            time = t * self.diffusion.schedule.timesteps
+            time = (t * self.diffusion.schedule.timesteps).to(x0.device)
             output = network(x, time, None, view, one_hot)
             for key, loss in self.diffusion.loss(output.float(), x0, noise, t, inside).items():
                 sums[key] = sums.get(key, 0.0) + loss / len(VIEWS)

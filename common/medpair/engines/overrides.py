@@ -117,7 +117,7 @@ def _check_types(config: dict[str, Any], files: Mapping[Path, Any]) -> None:
             value = config.get(key)
             if not isinstance(value, str) or value.startswith(SPECIAL):
                 continue
-            is_flag = str(default).startswith("$") and str(default).endswith(".is_available()")
+            is_flag = str(default).startswith("$") and str(default).endswith("== 'cuda'")
             if isinstance(default, bool) or is_flag:
                 raise DataError(f"{key}: expected True or False, found the text {value!r}")
             if isinstance(default, (int, float)):

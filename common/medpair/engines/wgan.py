@@ -160,6 +160,8 @@ class WGANTrainer(FederatedTrainer):
     ) -> None:
         if penalty_mode not in ("per_sample", "batch"):
             raise ValueError(f"penalty_mode: expected per_sample or batch, found {penalty_mode!r}")
+        if amp_dtype not in ("float16", "bfloat16"):
+            raise ValueError(f"amp_dtype: expected float16 or bfloat16, found {amp_dtype!r}")
         flags = {
             "amp": amp,
             "reuse_fakes": reuse_fakes,

@@ -41,7 +41,13 @@ def embedding(values: Tensor, channels: int) -> Tensor:
 
 
 def groups_for(channels: int, most: int = 32) -> int:
-    """Return the largest number of groups up to ``most`` with four channels each or more."""
+    """Return the largest number of groups up to ``most`` with four channels each or more.
+
+    Raises:
+        ValueError: fewer than four channels.
+    """
+    if channels < 4:
+        raise ValueError(f"channels: expected at least 4 in every level, found {channels}")
     return max(g for g in range(1, most + 1) if channels % g == 0 and channels // g >= 4)
 
 
@@ -157,7 +163,8 @@ class Attention(nn.Module):
         """Return (B, C, H, W)."""
         shape = x.shape
         qkv = self.qkv(self.norm(x)).reshape(shape[0], 3, self.heads, -1, shape[2] * shape[3])
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        # fused attention wants each token's numbers side by side; without them (N, N) is kept
+        q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(shape)
         return x + self.out(h)
 
