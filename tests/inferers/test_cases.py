@@ -239,6 +239,29 @@ def test_some_of_the_cases(options: dict[str, int], folder: Path, tmp_path: Path
     assert names == [f"case_{index:03d}" for index in wanted]
 
 
+def test_a_start_beyond_the_cases_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"start_index: expected less than 3, .*in, found 7"):
+        writer_of(cases_of(folder), tmp_path / "out", start_index=7)
+
+
+def test_pairs_are_drawn_again_when_cases_come_before_them(folder: Path, tmp_path: Path) -> None:
+    """A case's random stream is its number: the folder ends as if all had been there at once."""
+    path = folder / "dataset.json"
+    content = read_json(path)
+    first, added, last = content["training"]
+    path.write_text(json.dumps({**content, "training": [first, last]}))
+    write_all(writer_of(cases_of(folder), tmp_path / "grown"))
+    path.write_text(json.dumps({**content, "training": [first, added, last]}))
+    grown = writer_of(cases_of(folder), tmp_path / "grown")
+    assert grown.missing() == [1, 2]
+    write_all(grown)
+    assert grown.missing() == []
+    write_all(writer_of(cases_of(folder), tmp_path / "fresh"))
+    for file in (tmp_path / "fresh").rglob("*.*"):
+        other = tmp_path / "grown" / file.relative_to(tmp_path / "fresh")
+        assert file.is_dir() or file.read_bytes() == other.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("images", "changed", "refused"),
     [

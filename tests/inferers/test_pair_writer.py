@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from medpair.data import files
+from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_json
 from medpair.inferers.background import WAITING, Background
 from medpair.inferers.pairs import PairWriter
@@ -57,6 +58,29 @@ def test_any_number_of_workers_writes_the_same_bytes(high: float, tmp_path: Path
         contents.append({p.relative_to(folder): p.read_bytes() for p in names})
     assert len(contents[0]) >= 3 * 12 + 1
     assert contents[0] == contents[1] == contents[2]
+
+
+def test_a_second_split_stands_beside_the_first(tmp_path: Path) -> None:
+    pairs = made(3)
+    write_all(writer(tmp_path / "out", count=2), pairs[:2])
+    late = writer(tmp_path / "out", count=1, start_index=2, split="validation")
+    assert late.missing() == [2]
+    late({"index": 2, "pred": pairs[2]})
+    late.complete()
+    for count in (2, 1):  # whoever lists the cases last
+        found = read_json(tmp_path / "out" / "dataset.json")
+        labels = {
+            key: [e["label"] for e in found.get(key, [])] for key in ("training", "validation")
+        }
+        assert labels == {
+            "training": ["labelsTr/pair_000000.nii.gz", "labelsTr/pair_000001.nii.gz"],
+            "validation": ["labelsVl/pair_000002.nii.gz"],
+        }
+        load_dataset(tmp_path / "out")
+        writer(tmp_path / "out", count=count).complete()
+    message = r"pair_000000.json: split: expected a case of validation, found one of training"
+    with pytest.raises(DataError, match=message):
+        writer(tmp_path / "out", count=2, split="validation").missing()
 
 
 def test_a_run_that_finds_all_made_by_another_seed_does_not_sign_it(tmp_path: Path) -> None:

@@ -12,12 +12,20 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from medpair.data.atomic import DataError
+
 
 def derive_seed(*counters: int) -> int:
     """Return a 63-bit seed that depends on all counters (non-negative integers).
 
     Their number counts too: NumPy takes (1, 2) and (1, 2, 0) for the same.
+
+    Raises:
+        DataError: if the first, the seed, is negative.
     """
+    if counters and counters[0] < 0:
+        expected = "a whole number of at least 0"
+        raise DataError(f"seed: expected {expected}, found {counters[0]}")
     entropy = [len(counters), *(int(counter) for counter in counters)]
     state = np.random.SeedSequence(entropy).generate_state(2)
     return (int(state[0]) << 31) ^ int(state[1])

@@ -238,6 +238,11 @@ class CaseWriter:
         self.cases = cases
         self.cohort = cohort_of(card)
         self.fill_range = fill_range and self.cohort.channel.upper() != CT
+        if start_index >= len(cases) > 0:
+            raise DataError(
+                f"start_index: expected less than {len(cases)}, the cases of {cases.root}, found "
+                f"{start_index}"
+            )
         count = max(1, len(cases) - start_index) if num_samples is None else num_samples
         # the slice ends with the input
         self.wanted = range(len(cases))[wanted_range(start_index, count)[0] : start_index + count]
@@ -262,18 +267,26 @@ class CaseWriter:
                 missing.append(index)
                 continue
             path = self.folder.sidecar(index)
-            if read_json(path).get("input_sha256") != self._input_hashes(index):
+            there = read_json(path)
+            if there.get("input_sha256") != self._input_hashes(index):
                 files = " and ".join(str(file) for file in self._inputs(index).values())
                 raise DataError(
                     f"{path}: expected a pair made of {files} as it is now, found one made of "
                     "another file (choose another output_dir)"
                 )
+            if there.get("index") != index:  # cases came before it: it would be drawn otherwise
+                missing.append(index)
         return missing
+
+    def _there(self, index: int) -> bool:
+        """Return whether the pair is there, drawn as the case of this number."""
+        there = self.folder.has(index)
+        return there and read_json(self.folder.sidecar(index)).get("index") == index
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Write the pair of ``data``: ``pred`` (1, W, H, D) in -1..1, and its ``index``."""
         index = int(data["index"])
-        if index in self.wanted and not self.folder.has(index):
+        if index in self.wanted and not self._there(index):
             with self.folder.writing():
                 self._write(index, torch.as_tensor(data["pred"])[0].float().cpu().numpy())
         return data

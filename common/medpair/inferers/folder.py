@@ -20,7 +20,7 @@ from torch.utils.data import Sampler
 from medpair import __version__
 from medpair.data.atomic import not_written, remove_partials
 from medpair.data.cohort import Cohort
-from medpair.data.dataset import entry, write_dataset_json
+from medpair.data.dataset import SPLITS, entry, write_dataset_json
 from medpair.data.files import DataError, read_json, write_json
 from medpair.data.locks import one_at_a_time
 from medpair.engines.distributed import gathered, is_main_rank, wait_for_all
@@ -89,8 +89,8 @@ class SyntheticFolder:
         """Return the case's entry in ``dataset.json``."""
         return self._entry(self.name(index))
 
-    def _entry(self, name: str) -> dict[str, str]:
-        roles = entry(name, self.split)
+    def _entry(self, name: str, split: str | None = None) -> dict[str, str]:
+        roles = entry(name, split or self.split)
         return roles if self.images else {"label": roles["label"]}
 
     def sidecar(self, index: int) -> Path:
@@ -98,8 +98,28 @@ class SyntheticFolder:
         return self.root / "provenance" / f"{self.name(index)}.json"
 
     def has(self, index: int) -> bool:
-        """Return whether the case is there, whole."""
-        return self.sidecar(index).exists()
+        """Return whether the case is there, whole.
+
+        Raises:
+            DataError: if it is there as a case of another split.
+        """
+        path = self.sidecar(index)
+        if not path.exists():
+            return False
+        if (found := self._split_of(self.name(index))) != self.split:
+            raise DataError(
+                f"{path}: split: expected a case of {self.split}, found one of {found} (choose "
+                "another start_index, or another output_dir)"
+            )
+        return True
+
+    def _split_of(self, name: str) -> str:
+        """Return the split that a case was written for, by where its label map lies."""
+        others = [split for split in SPLITS if split != self.split]
+        for split in (self.split, *others):
+            if (self.root / entry(name, split)["label"]).exists():
+                return split
+        return self.split  # a network's file system may list it late
 
     @property
     def begun(self) -> bool:
@@ -159,12 +179,16 @@ class SyntheticFolder:
                     "command again completes it)"
                 )
         names = sorted({*there, *finished})
+        cases: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
+        for name in names:
+            split = self._split_of(name)
+            cases[split].append(self._entry(name, split))
         what = "pairs" if self.images else "label maps"
         path = write_dataset_json(
             self.root,
             f"{self.cohort.name}_{self.suffix}",
             {name: value for value, name in enumerate(self.cohort.labels)},
-            {self.split: [self._entry(name) for name in names]},
+            {split: entries for split, entries in cases.items() if entries},
             {"0": self.cohort.channel} if self.images else {},
             self.cohort.label_group,
             description=f"synthetic {what}; origin: {self.cohort.name}",
