@@ -21,7 +21,7 @@ from medpair.cli import generate
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
-from medpair.data.files import DataError, read_json
+from medpair.data.files import DataError, read_json, write_json
 from tests.bundles.conftest import BUNDLES, SMALL_MCDPM, SMALL_REFINER, SMALL_VID2VID
 from tests.conftest import tiny_dataset
 
@@ -223,6 +223,122 @@ def test_another_training_in_the_same_folder_is_refused(commands: Commands, tmp_
         train(spacing=[1.0, 1.0, 1.0])
     with pytest.raises(DataError, match=r"finished\.json: expected the training asked for now"):
         train(preset=None, spacing=[1.0, 1.0, 2.0])
+
+
+def test_options_that_are_none_are_refused(commands: Commands, tmp_path: Path) -> None:
+    for wrong, words in (
+        (LABELS, f"options: expected knobs by bundle, .*, found '{LABELS}'"),
+        (True, "options: expected knobs by bundle, .*, found True"),
+        ({LABELS: 3}, f"options: {LABELS}: expected knobs by name, .*, found 3"),
+        ({LABELS: {3: 1}}, f"options: {LABELS}: expected knobs by name, .*, found {{3: 1}}"),
+    ):
+        options: Any = wrong
+        with pytest.raises(DataError, match=words) as caught:
+            generate_medgen3d(tmp_path / "out", BUNDLES, options=options)
+        assert "\n" not in str(caught.value)
+    assert commands == []
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"spacing": "2,2,2"}, "spacing: expected --dataset_dir"),
+        ({"slicing_axis": "axial", "preset": "compact"}, "preset, slicing_axis: expected --data"),
+        ({"label_group": "organs"}, "label_group: expected --dataset_dir"),
+        (
+            {"options": {IMAGES: {"train_max_epochs": 2, "batch_size": 2}}},
+            f"options: {IMAGES}: train_max_epochs: expected --dataset_dir",
+        ),
+        ({"labels": "maps", "spacing": "2,2,2"}, "spacing: expected --dataset_dir"),
+        ({"dataset_dir": "set", "models": "old"}, "models: expected it without --dataset_dir"),
+        ({"labels": "maps", "num_samples": 16}, "num_samples: expected it without --labels"),
+        (
+            {"labels": "maps", "options": {LABELS: {"steps": 3}}},
+            rf"options: {LABELS}: expected none with --labels.* found \['steps'\]",
+        ),
+        (
+            {"labels": "maps", "dataset_dir": "set", "options": {LABELS: {"train_seed": 3}}},
+            rf"options: {LABELS}: expected none with --labels.* found \['train_seed'\]",
+        ),
+    ],
+)
+def test_a_knob_without_effect_is_refused(
+    knobs: dict[str, Any], words: str, commands: Commands, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=f"^{words}") as caught:
+        generate("medgen3d", str(tmp_path / "out"), bundles=str(BUNDLES), device="cpu", **knobs)
+    assert "\n" not in str(caught.value)
+    assert commands == []
+
+
+def test_sixteen_label_maps_are_generated_unless_they_are_given(
+    commands: Commands, tmp_path: Path
+) -> None:
+    generate("medgen3d", str(tmp_path / "out"), bundles=str(BUNDLES), device="cpu")
+    assert [k.get("num_samples") for _, _, k in commands] == [16, None, None]
+    commands.clear()
+    given = {"labels": "maps", "label_group": "organs", "device": "cpu"}
+    generate("medgen3d", str(tmp_path / "own"), bundles=str(BUNDLES), **given)
+    assert [name for name, _, _ in commands] == [IMAGES, REFINER]
+    assert not any("num_samples" in knobs for _, _, knobs in commands)
+
+
+def step(folder: Path, cohort: Any, **knobs: Any) -> None:
+    """Train the label stage on a cohort, unless it is trained."""
+    chain.train_step(folder, BUNDLES / LABELS, ["train"], {"dataset_dir": str(cohort), **knobs})
+
+
+def test_a_finished_training_is_known_by_what_changes_its_result(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort, run = tmp_path / "place" / "set", tmp_path / "place" / "run"
+    (cohort.parent / "other").mkdir(parents=True)
+    cohort.mkdir()
+    monkeypatch.chdir(cohort.parent)
+    step(run, "set", device="cuda", num_workers=4, max_epochs=2)
+    assert commands.pop()[2]["dataset_dir"] == "set"
+    neutral = {"device": "cpu", "amp": False, "val_interval": 1}
+    for same in ("set", "./set/", "../place/set", cohort, ["set"], "['set']"):
+        step(run, same, max_epochs=2, **neutral)
+    link = tmp_path / "link"
+    link.symlink_to(cohort)
+    step(run, link, max_epochs=2)
+    # from elsewhere, and where both have moved together
+    monkeypatch.chdir(tmp_path)
+    step(Path("place/run"), "place/set", max_epochs=2)
+    (tmp_path / "place").rename(tmp_path / "moved")
+    moved = tmp_path / "moved"
+    step(moved / "run", moved / "set", max_epochs=2)
+    assert commands == []
+    refusals = {
+        "max_epochs: 2 then, 3 now": (moved / "set", {"max_epochs": 3}),
+        "label_group: None then, 'a' now": (moved / "set", {"max_epochs": 2, "label_group": "a"}),
+        "dataset_dir: .*place/set.* then, .*moved/other.* now": (
+            moved / "other",
+            {"max_epochs": 2},
+        ),
+    }
+    for words, (folder, knobs) in refusals.items():
+        with pytest.raises(DataError, match=rf"finished\.json: expected .*: {words}"):
+            step(moved / "run", folder, **knobs)
+    assert commands == []
+
+
+def test_a_training_that_an_earlier_version_finished_is_known(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+    # as version 0.1.0 left it: all knobs, as they were typed
+    knobs = {"dataset_dir": "set", "device": "cuda", "spacing": [1.0, 1.0, 2.0], "val_interval": 5}
+    write_json(tmp_path / "run" / "finished.json", {"configs": ["train"], **knobs})
+    for cohort in ("set", tmp_path / "set"):
+        step(tmp_path / "run", cohort, spacing=(1.0, 1.0, 2.0), val_interval=5)
+    assert commands == []
+    with pytest.raises(DataError, match=r"spacing: \[1\.0, 1\.0, 2\.0\] then, None now"):
+        step(tmp_path / "run", "set")
+    with pytest.raises(DataError, match=r"dataset_dir: .* then, .*other'\] now"):
+        step(tmp_path / "run", "other", spacing=[1.0, 1.0, 2.0])
 
 
 def test_a_stage_that_fails_stops_the_chain(

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from medpair import __version__
+from medpair.cli import main
 from medpair.data.dataset import load_dataset
 from tests.conftest import tiny_dataset
 
@@ -93,3 +95,176 @@ def test_a_misspelt_flag_is_refused_before_anything_runs(tmp_path: Path) -> None
     line = "medpair: --outputdir: expected a flag of medpair report, found none; "
     assert wrong.stderr.strip() == line + "did you mean --output_dir?"
     assert not any(tmp_path.iterdir())
+
+
+def verbs_as_called(patch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run the command in this process; return its exit code."""
+    patch.setattr("sys.argv", ["medpair", *words])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "found"),
+    [
+        (("check", "v", "--quick", "false"), "quick", "false"),
+        (("check", "v", "--quick=0"), "quick", "0"),
+        (("check", "v", "-q", "no"), "quick", "no"),
+        (("check", "v", "None", "false"), "quick", "false"),
+        (("check", "--quick", "v"), "quick", "v"),
+        (("utility", "a", "b", "--plan", "true"), "plan", "true"),
+        (("report", "a", "b", "--whole_images", "off"), "whole_images", "off"),
+        (("export", "bids", "a", "b", "--skull_stripped", "false"), "skull_stripped", "false"),
+        (("import", "bids", "a", "b", "--matched-only", "None"), "matched_only", "None"),
+        (
+            ("import", "nnunet", "a", "b", "--ignore_as_background", "false"),
+            "ignore_as_background",
+            "false",
+        ),
+    ],
+)
+def test_a_switch_is_true_or_false(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    flag: str,
+    found: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert verbs_as_called(monkeypatch, *words) == 1
+    assert (
+        capsys.readouterr().err == f"medpair: --{flag}: expected True or False, found {found!r}\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "quick"),
+    [
+        ((), False),
+        (("--quick",), True),
+        (("--noquick",), False),
+        (("--quick", "True"), True),
+        (("--quick=False",), False),
+        (("-q",), True),
+        (("None", "True"), True),
+    ],
+)
+def test_a_switch_can_be_said_in_all_of_fires_ways(
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    quick: bool,
+) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def check(folder: str, group: str | None, *, quick: bool, progress: bool) -> list[object]:
+        seen.append((folder, group, quick))
+        return []
+
+    monkeypatch.setattr("medpair.data.check.check_dataset", check)
+    assert verbs_as_called(monkeypatch, "check", "v", *words) == 0
+    assert seen == [("v", None, quick)]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("report", "--real", "--synthetic", "b"), "--real: expected a value, found none"),
+        (("phantom", "vessels", "--output_dir"), "--output_dir: expected a value, found none"),
+        (("phantom", "vessels", "v", "--count"), "--count: expected a value, found none"),
+        (("check", "v", "--noquick=3"), "--noquick: expected no value, found '3'"),
+        (("check", "v", "--nolabel_group"), "--nolabel_group: expected a flag of medpair check"),
+    ],
+)
+def test_a_flag_without_its_value_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert verbs_as_called(monkeypatch, *words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"medpair: {line}")
+    assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+# Folders whose names are Python literals, or have what is a comment there
+NAMES = ("2024", "2024_05_01", "1e3", "0x10", "cohort#2", "a,b", "[a]", "True", "'q'", "(1, 2)")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_taken_as_they_are_typed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    """Positional and as flags, with and without an equals sign, and among any number of them."""
+    monkeypatch.chdir(tmp_path)
+    tiny_dataset(tmp_path / name, 1, validation=0)
+    assert verbs_as_called(monkeypatch, "check", name) == 0, capsys.readouterr().out
+    assert verbs_as_called(monkeypatch, "check", "--dataset", name) == 0
+    assert verbs_as_called(monkeypatch, "check", f"--dataset={name}") == 0
+    assert verbs_as_called(monkeypatch, "export", "bids", name, "out", "--suffix", "T1w") == 0
+    assert verbs_as_called(monkeypatch, "import", "bids", "out", f"--output_dir=new {name}") == 0
+    assert (tmp_path / f"new {name}" / "dataset.json").is_file()
+    picture = f"{name}.png"
+    assert verbs_as_called(monkeypatch, "preview", name, name, f"--output={picture}") == 0
+    assert (tmp_path / picture).is_file()
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {name, "out", f"new {name}", picture}
+
+
+def test_numbers_name_folders_that_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--count", "1", "--size", "32,32,16", "--spacing=2,2,2")
+    assert verbs_as_called(monkeypatch, "phantom", "vessels", "2024", *words) == 0
+    assert capsys.readouterr().out == "2024/dataset.json\n"
+    (case,) = load_dataset(tmp_path / "2024").split("training")
+    assert case.image is not None
+    assert case.image.is_file()
+
+
+def test_bundles_are_told_of_folders_in_words_that_are_no_literals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their runner reads its command line as Python, too."""
+    told: list[object] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "medpair.chain.generate_medgen3d", lambda output, _, __, dataset, *more: told.append(output)
+    )
+    for name in ("2024", "cohort#2", "runs/2024", "brains"):
+        assert verbs_as_called(monkeypatch, "generate", "medgen3d", "--output_dir", name) == 0
+    assert told == [tmp_path / "2024", tmp_path / "cohort#2", Path("runs/2024"), Path("brains")]
+
+
+def test_lists_and_options_are_read_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(
+        "medpair.utility.run_utility", lambda *values: seen.update(enumerate(values)) or "table"
+    )
+    words = ("--seeds", "0,1,2", "--real_cases=10,20", "--protocols", "E2-1,E2-3", "--plan")
+    options = ("--options", "{'batch_size': 2}", "--label_group", "2024")
+    assert verbs_as_called(monkeypatch, "utility", "r", "s", *words, *options) == 0
+    values = list(seen.values())
+    for expected in ((0, 1, 2), (10, 20), {"batch_size": 2}, "2024", True):
+        assert expected in values
+
+
+def test_help_lists_what_a_verb_takes_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verbs_as_called(monkeypatch, "phantom", "--help") == 0
+    page = capsys.readouterr().err
+    assert "medpair phantom KIND OUTPUT_DIR <flags>" in page
+    assert "metadata" not in page.lower()

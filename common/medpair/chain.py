@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medpair.data.dataset import as_folders
 from medpair.data.files import DataError, read_json, write_json
 from medpair.engines.checkpoint import plain
+from medpair.engines.settings import differences
 
 WGAN = "wgan_sn_mp"
 SEGMENTATION = "unet_segmentation"
 # MedGen3D's stages in order: each bundle, and the folder of what it makes
 LABELS, IMAGES, REFINER = "medgen3d_mcdpm", "medgen3d_vid2vid", "medgen3d_semantic_refiner"
 STAGES = {LABELS: "labels", IMAGES: "images", REFINER: "pairs"}
+# label maps that are generated where no number was asked for
+NUM_SAMPLES = 16
+# Knobs of a training that do not make it another one: with these an interrupted training may go on
+# differently (docs/faults_of_a_run.md). Not max_epochs: it may go on longer, but ends elsewhere.
+NEUTRAL = frozenset(
+    {
+        *("device", "amp", "amp_dtype", "channels_last"),
+        *("num_workers", "cache_rate", "max_bad_steps", "val_interval", "log_interval"),
+    }
+)
+PATHS = ("dataset_dir", "ckpt_path")
+# entry of finished.json: the paths as seen from its folder, to know them when both have moved
+FROM_HERE = "from_here"
 
 
 def find_bundles(folder: str | Path = "bundles") -> Path:
@@ -84,25 +100,128 @@ def run_to_the_end(command: Sequence[str]) -> int:
 def train_step(
     folder: Path, bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]
 ) -> None:
-    """Train unless a finished training is there; ``finished.json`` is written last."""
+    """Train unless a finished training is there; ``finished.json`` is written last.
+
+    Raises:
+        DataError: if the training fails, or another one has finished in ``folder``.
+    """
     done = folder / "finished.json"
     asked = plain({"configs": list(configs), **overrides})
+    asked |= resolved_paths(asked)
+    seen = {
+        key: [os.path.relpath(path, folder.resolve()) for path in asked[key]]
+        for key in PATHS
+        if asked.get(key) is not None
+    }
     if done.exists():
-        if read_json(done) != asked:
-            raise DataError(
-                f"{done}: expected the training asked for now, {asked}, "
-                f"found {read_json(done)} (another output_dir keeps both)"
-            )
+        require_same_training(done, asked, seen)
         print(f"\n{folder}: trained already", flush=True)
         return
     run_bundle(bundle, configs, {**overrides, "output_dir": str(folder)})
-    write_json(done, asked)
+    write_json(done, {**asked, FROM_HERE: seen})
+
+
+def require_same_training(
+    done: Path, asked: Mapping[str, Any], seen: Mapping[str, list[str]]
+) -> None:
+    """Refuse a ``finished.json`` of another training than the one that is asked for.
+
+    Args:
+        done: that file.
+        asked: configs and knobs, paths resolved.
+        seen: the same paths as seen from the file's folder.
+
+    Raises:
+        DataError: lists what differs.
+    """
+    content = read_json(done)
+    then = dict(content) if isinstance(content, dict) else {}
+    known = then.pop(FROM_HERE, {})
+    then |= resolved_paths(then)  # earlier versions left them as they were typed
+    then |= {key: asked[key] for key in seen if known.get(key) == seen[key]}
+    before, now = ({k: t[k] for k in t.keys() - NEUTRAL} for t in (then, asked))
+    differing = differences(before, now)
+    if differing:
+        raise DataError(
+            f"{done}: expected the training asked for now, found another: {'; '.join(differing)} "
+            "(another output_dir keeps both)"
+        )
+
+
+def resolved_paths(knobs: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the paths among a training's knobs, absolute: one folder is written in many ways."""
+    found = {}
+    for key in PATHS:
+        value = knobs.get(key)
+        if value is not None:
+            folders = as_folders([str(v) for v in value] if isinstance(value, list) else str(value))
+            found[key] = [str(path.resolve()) for path in folders]
+    return found
+
+
+def require_options(options: Any) -> None:
+    """Refuse options that are not knobs by bundle, such as ``{'medgen3d_mcdpm': {'steps': 10}}``.
+
+    Raises:
+        DataError: names what was found instead.
+    """
+    if not isinstance(options, Mapping):
+        raise DataError(
+            f"options: expected knobs by bundle, {{'{LABELS}': {{'steps': 10}}}}, found {options!r}"
+        )
+    unknown = [bundle for bundle in options if bundle not in STAGES]
+    if unknown:
+        raise DataError(f"options: expected some of {list(STAGES)}, found {unknown}")
+    for bundle, knobs in options.items():
+        if not isinstance(knobs, Mapping) or not all(isinstance(key, str) for key in knobs):
+            raise DataError(
+                f"options: {bundle}: expected knobs by name, {{'seed': 1}}, found {knobs!r}"
+            )
+
+
+def refuse_training_knobs(
+    preset: str | None,
+    label_group: str | None,
+    training: Iterable[str],
+    options: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Refuse knobs of a training where nothing is trained.
+
+    Raises:
+        DataError: names all of them.
+    """
+    given = {"preset": preset, "label_group": label_group}
+    found = {key for key, value in given.items() if value is not None} | {*training}
+    names = sorted(found)
+    for bundle, knobs in options.items():
+        names += [f"options: {bundle}: {key}" for key in knobs if key.startswith("train_")]
+    if names:
+        raise DataError(
+            f"{', '.join(names)}: expected --dataset_dir beside it, to train on, found none"
+        )
+
+
+def refuse_label_knobs(num_samples: int | None, options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse knobs of the first stage where one's own label maps take its place.
+
+    Raises:
+        DataError: names the knob.
+    """
+    if num_samples is not None:
+        raise DataError(
+            "num_samples: expected it without --labels, each of which gets an image, found both"
+        )
+    if options.get(LABELS):
+        raise DataError(
+            f"options: {LABELS}: expected none with --labels, which take this stage's place, "
+            f"found {sorted(options[LABELS])}"
+        )
 
 
 def generate_medgen3d(
     output: Path,
     bundles: Path,
-    num_samples: int = 16,
+    num_samples: int | None = None,
     dataset: Path | None = None,
     labels: Path | None = None,
     models: Path | None = None,
@@ -115,18 +234,21 @@ def generate_medgen3d(
     """Run MedGen3D's stages: label maps, then images, then refined images (Han et al. 2023).
 
     With ``dataset``, the stages are trained on it first. Every stage is a dataset folder in
-    ``output``: ``labels``, ``images``, ``pairs``; finished work is kept.
+    ``output``: ``labels``, ``images``, ``pairs``; finished work is kept. What would have no effect
+    is refused.
 
     Args:
         output: where everything goes; trained weights go into ``output / "models"``.
         bundles: the folder with the bundles.
-        num_samples: how many label maps are generated.
+        num_samples: how many label maps are generated, 16 by default; not with ``labels``.
         dataset: the real cohort to train on.
         labels: the user's own label maps (a dataset folder, images not needed): the first stage is
             left out, and every case of ``training`` gets an image.
-        models: folder with ``BUNDLE/model.pt`` of each stage; default the bundles' own weights.
+        models: folder with ``BUNDLE/model.pt`` of each stage; default the bundles' own weights. Not
+            with ``dataset``.
         preset: overlay of each bundle's training, such as ``compact``.
-        training: knobs of every training (``label_group``, ``spacing``, ...).
+        training: knobs of every training (``label_group``, ``spacing``, ...); without ``dataset``
+            only those that ``sampling`` has too.
         sampling: knobs of every inference (``device``, ``seed``, ...).
         options: further knobs by bundle; those named ``train_KEY`` go to its training.
         label_group: merge of the labels in ``labels``.
@@ -135,12 +257,18 @@ def generate_medgen3d(
         The folder with the pairs.
 
     Raises:
-        DataError: if a stage fails.
+        DataError: if a stage fails, or for a knob that would have no effect.
     """
-    options = dict(options or {})
-    unknown = sorted(set(options) - set(STAGES))
-    if unknown:
-        raise DataError(f"options: expected some of {list(STAGES)}, found {unknown}")
+    options = {} if options is None else options
+    require_options(options)
+    if dataset is None:
+        merge = None if labels is not None else label_group
+        shared = {*(sampling or {}), *(() if labels is None else ("label_group",))}
+        refuse_training_knobs(preset, merge, {*(training or {})} - shared, options)
+    elif models is not None:
+        raise DataError("models: expected it without --dataset_dir, which trains, found both")
+    if labels is not None:
+        refuse_label_knobs(num_samples, options)
     source = labels
     for bundle, name in STAGES.items():
         if bundle == LABELS and labels is not None:
@@ -158,7 +286,7 @@ def generate_medgen3d(
             train_step(weights, bundles / bundle, ["train", *([preset] if preset else [])], knobs)
         knobs = {"ckpt_path": str(weights / "model.pt"), "output_dir": str(output / name)}
         if bundle == LABELS:
-            knobs["num_samples"] = num_samples
+            knobs["num_samples"] = NUM_SAMPLES if num_samples is None else num_samples
         else:
             knobs["dataset_dir"] = str(source)
             if source == labels and label_group is not None:

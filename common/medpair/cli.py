@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medpair import __version__
-from medpair.flags import listed, numbers
+from medpair.flags import folder_word, listed, numbers
 
 
 def check(dataset: str, label_group: str | None = None, quick: bool = False) -> None:
@@ -75,7 +75,7 @@ def phantom(
 def generate(
     family: str,
     output_dir: str = "generated",
-    num_samples: int = 16,
+    num_samples: int | None = None,
     dataset_dir: str | None = None,
     labels: str | None = None,
     models: str | None = None,
@@ -95,14 +95,16 @@ def generate(
     Args:
         family: medgen3d.
         output_dir: where everything goes: labels, images, pairs, and models if they are trained.
-        num_samples: label maps to generate.
+        num_samples: label maps to generate, 16 by default; not with labels.
         dataset_dir: train every stage on this dataset folder first; default: weights that exist.
-        labels: start from your own label maps, a dataset folder whose entries need no image.
+        labels: start from your own label maps, a dataset folder whose entries need no image; each
+            gets an image.
         models: folder with the weights of an earlier run (its models); default the bundles' own.
-        preset: overlay for training: compact.
-        label_group: merge of labels.
-        spacing: millimetres per axis to train at, such as 2,2,2.
-        slicing_axis: axial, coronal or sagittal.
+            Not with dataset_dir.
+        preset: overlay for training, with dataset_dir: compact.
+        label_group: merge of labels, of dataset_dir or of labels.
+        spacing: millimetres per axis to train at, such as 2,2,2; with dataset_dir.
+        slicing_axis: axial, coronal or sagittal; with dataset_dir.
         seed: of the samples.
         device: cpu or cuda.
         options: further knobs by bundle, train_KEY for its training:
@@ -117,12 +119,12 @@ def generate(
     shared = {"label_group": label_group, "device": device}
     training = {**shared, "spacing": grid, "slicing_axis": slicing_axis}
     pairs = generate_medgen3d(
-        Path(output_dir),
+        Path(folder_word(output_dir)),
         find_bundles(bundles),
         num_samples,
-        None if dataset_dir is None else Path(dataset_dir),
-        None if labels is None else Path(labels),
-        None if models is None else Path(models),
+        None if dataset_dir is None else Path(folder_word(dataset_dir)),
+        None if labels is None else Path(folder_word(labels)),
+        None if models is None else Path(folder_word(models)),
         preset,
         {key: value for key, value in training.items() if value is not None},
         {"seed": seed, **({} if device is None else {"device": device})},
@@ -172,7 +174,8 @@ def demo(output_dir: str = "demo", dataset: str | None = None, bundles: str = "b
     from medpair.chain import find_bundles
     from medpair.demo import run_demo
 
-    run_demo(Path(output_dir), find_bundles(bundles), None if not dataset else Path(dataset))
+    own = Path(folder_word(dataset)) if dataset else None
+    run_demo(Path(folder_word(output_dir)), find_bundles(bundles), own)
 
 
 def main() -> None:
@@ -185,7 +188,7 @@ def main() -> None:
     from medpair.cli_convert import EXPORTS, IMPORTS
     from medpair.cli_evidence import report, utility
     from medpair.cli_share import global_model, pack, verify
-    from medpair.flags import refuse_unknown_flags
+    from medpair.flags import read_by_annotations, refuse_unknown_flags
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     verbs: dict[str, Any] = {
@@ -204,6 +207,7 @@ def main() -> None:
     }
     try:
         refuse_unknown_flags(verbs, sys.argv[1:])
+        read_by_annotations(verbs)
         fire.Fire(verbs, name="medpair")
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"medpair: {error}", file=sys.stderr)

@@ -29,7 +29,7 @@ def export_nnunet(
     """
     from medpair.sharing.convert_nnunet import export_nnunet
 
-    print(export_nnunet(str(dataset), str(output_dir), id, text(name), text(label_group)))
+    print(export_nnunet(dataset, output_dir, id, name, label_group))
 
 
 def export_bids(
@@ -55,16 +55,7 @@ def export_bids(
     """
     from medpair.sharing.convert_bids import export_bids
 
-    print(
-        export_bids(
-            str(dataset),
-            str(output_dir),
-            text(suffix),
-            text(label_group),
-            words(authors),
-            skull_stripped,
-        )
-    )
+    print(export_bids(dataset, output_dir, suffix, label_group, words(authors), skull_stripped))
 
 
 def import_nnunet(
@@ -89,8 +80,7 @@ def import_nnunet(
     """
     from medpair.sharing.convert_nnunet_read import import_nnunet
 
-    path = text(splits)
-    print(import_nnunet(str(source), str(output_dir), channel, path, fold, ignore_as_background))
+    print(import_nnunet(source, output_dir, channel, splits, fold, ignore_as_background))
 
 
 def import_bids(
@@ -118,17 +108,7 @@ def import_bids(
     """
     from medpair.sharing.convert_bids_read import import_bids
 
-    print(
-        import_bids(
-            str(source),
-            str(output_dir),
-            text(suffix),
-            text(desc),
-            text(segmentation),
-            labels,
-            matched_only,
-        )
-    )
+    print(import_bids(source, output_dir, suffix, desc, segmentation, labels, matched_only))
 
 
 def import_dicom(
@@ -158,22 +138,8 @@ def import_dicom(
     """
     from medpair.sharing.convert_dicom import import_dicom
 
-    print(
-        import_dicom(
-            str(source),
-            str(output_dir),
-            words(labels),
-            words(priority),
-            text(segmentation),
-            str(name),
-            text(mapping),
-        )
-    )
-
-
-def text(value: Any) -> str | None:
-    """Return a word that the command line has taken for a number as the word that it was."""
-    return None if value is None else str(value)
+    names, first = words(labels), words(priority)
+    print(import_dicom(source, output_dir, names, first, segmentation, name, mapping))
 
 
 def words(value: Sequence[Any] | str | None) -> list[str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medpair.flags import numbers
+from medpair.flags import folder_word, numbers
 
 
 def report(
@@ -66,7 +66,7 @@ def report(
     page = run_report(
         real,
         synthetic,
-        output_dir,
+        folder_word(output_dir),
         holdout,
         holdout_split,
         parts,
@@ -146,13 +146,13 @@ def utility(
     from medpair.utility import run_utility
 
     table = run_utility(
-        output_dir,
+        folder_word(output_dir),
         find_bundles(bundles),
-        real,
-        synthetic,
-        test,
+        folder_word(real),
+        folder_word(synthetic),
+        None if test is None else folder_word(test),
         test_split,
-        transfer,
+        None if transfer is None else folder_word(transfer),
         transfer_split,
         transfer_cases,
         protocols,

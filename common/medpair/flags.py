@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+# What Fire takes for a flag, and so for no value of the flag before it
+FLAG = re.compile(r"--|-[a-zA-Z]")
 
 
 def refuse_unknown_flags(
     verbs: Mapping[str, Any], words: Sequence[str], command: str = "medpair"
 ) -> None:
-    """Refuse a misspelt flag before the verb has run: Fire complains afterwards.
+    """Refuse a misspelt flag, and one with a value that it cannot have, before the verb has run.
+
+    Fire complains of the first afterwards, and takes a flag without its value for True.
 
     Args:
         verbs: functions by name; a mapping in place of a function holds verbs of its own.
@@ -19,7 +28,7 @@ def refuse_unknown_flags(
         command: what comes before them.
 
     Raises:
-        ValueError: names the flag and the one that it resembles, or the verb.
+        ValueError: names the flag and the one that it resembles, or what it may be, or the verb.
     """
     verb = words[0] if words else ""
     if verb not in verbs:
@@ -31,17 +40,99 @@ def refuse_unknown_flags(
         refuse_unknown_flags(verbs[verb], words[1:], f"{command} {verb}")
         return
     known = list(inspect.signature(verbs[verb]).parameters)
-    for word in words[1:]:
+    switches = [name for name, hint in get_type_hints(verbs[verb]).items() if is_switch(hint)]
+    for word, after in zip(words[1:], [*words[2:], "--"], strict=False):
         if word == "--":
             return
-        key = word[2:].partition("=")[0].replace("-", "_")
-        if not word.startswith("--") or key in (*known, "help"):
+        if not word.startswith("--"):
             continue
-        if key.startswith("no") and key[2:] in known:  # Fire's way of saying False
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        given = value if equals else None if FLAG.match(after) else after
+        if key in switches and given is not None:
+            truth(key, given)
+        elif key in known and key not in switches and given is None:
+            raise ValueError(f"{word}: expected a value, found none")
+        negated = key.startswith("no") and key[2:] in switches  # Fire's way of saying False
+        if negated and given is not None:
+            raise ValueError(f"--{key}: expected no value, found {given!r}")
+        if negated or key in (*known, "help"):
             continue
         near = difflib.get_close_matches(key, known, 1)
         hint = f"; did you mean --{near[0]}?" if near else f" of {known}"
         raise ValueError(f"{word}: expected a flag of {command} {verb}, found none{hint}")
+
+
+def read_by_annotations(verbs: Mapping[str, Any]) -> None:
+    """Have Fire read the words of a command line as the verbs' annotations say.
+
+    By itself it takes every word for a Python literal if it can: the folder 2024_05_01 for
+    20240501, cohort#2 for cohort; and false, which is none, for a string, which counts as true.
+    ``str`` and ``Path`` get the word as it was typed, and where they may be None, None; ``bool``
+    gets True or False. All others, lists among them, are read as before.
+
+    Args:
+        verbs: functions by name; a mapping in place of a function holds verbs of its own.
+    """
+    from fire import decorators
+
+    # Fire hangs this on the function, where its help would list it as a group of commands
+    decorators.FIRE_METADATA = "__fire_metadata__"
+    for verb in verbs.values():
+        if isinstance(verb, Mapping):
+            read_by_annotations(verb)
+            continue
+        hints = get_type_hints(verb)
+        for name, parameter in inspect.signature(verb).parameters.items():
+            reader = _reader(name, hints.get(name, Any))
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                decorators.SetParseFn(reader)(verb)  # Fire has no other way to name these
+            else:
+                decorators.SetParseFn(reader, name)(verb)
+
+
+def truth(flag: str, word: str) -> bool:
+    """Return what ``True`` or ``False`` says.
+
+    Raises:
+        ValueError: if the word is another; names the flag.
+    """
+    if word not in ("True", "False"):
+        raise ValueError(f"--{flag}: expected True or False, found {word!r}")
+    return word == "True"
+
+
+def is_switch(hint: Any) -> bool:
+    """Return whether a parameter with this annotation is True or False."""
+    return _kinds(hint) - {NoneType} == {bool}
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """Return the types that an annotation allows."""
+    return set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+
+
+def _reader(name: str, hint: Any) -> Callable[[str], Any]:
+    """Return what turns the word that was typed into a parameter's value."""
+    from fire.parser import DefaultParseValue
+
+    kinds = _kinds(hint)
+    if is_switch(hint):
+        return partial(truth, name)
+    if not kinds <= {str, Path, NoneType}:
+        return DefaultParseValue
+    return (lambda word: None if word == "None" else word) if NoneType in kinds else str
+
+
+def folder_word(folder: str | Path) -> str:
+    """Return a folder's name so that the runner of bundles takes it for a name, too.
+
+    Its command line reads Python literals: where the name is one, the whole path is none.
+    """
+    from fire.parser import DefaultParseValue
+
+    word = str(folder)
+    return word if DefaultParseValue(word) == word else str(Path(word).absolute())
 
 
 def numbers(value: Any) -> list[float]:

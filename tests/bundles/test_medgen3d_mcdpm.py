@@ -29,7 +29,7 @@ from tests.bundles.conftest import (
     volumes,
     workflow,
 )
-from tests.conftest import same_labels
+from tests.conftest import same_labels, tiny_dataset
 
 BUNDLE = "medgen3d_mcdpm"
 
@@ -232,6 +232,55 @@ def test_rejected_volumes_are_counted(
         assert (record["attempt"], record["plausible"], record["attempts"]) == (1, False, 2)
         assert len(record["rejected"]) == 2
     assert "2 label volumes: 4 implausible ones came up, 2 were kept" in caplog.text
+
+
+def compared(weights: Path, output: Path, dataset: str | None, **overrides: Any) -> Path:
+    """Generate two label maps, and compare them with a cohort."""
+    settings = {"num_samples": 2, "batch_size": 2, "steps": 1, **overrides}
+    run(
+        BUNDLE,
+        ["inference", "evaluate"],
+        "infer",
+        ckpt_path=str(weights / "model.pt"),
+        dataset_dir=dataset,
+        output_dir=str(output),
+        **settings,
+    )
+    return output
+
+
+def test_label_maps_are_compared_with_a_real_cohort(
+    trained: Path, dataset: str, tmp_path: Path
+) -> None:
+    out = compared(trained, tmp_path / "out", dataset, real_split="validation")
+    statistics = json.loads((out / "label_statistics.json").read_text())
+    assert (statistics["real"], statistics["volumes"]) == (dataset, 2)
+
+
+def test_a_real_cohort_is_looked_at_before_anything_is_generated(
+    trained: Path, tmp_path: Path
+) -> None:
+    unlabelled = tiny_dataset(tmp_path / "set", count=2, validation=0)
+    content = json.loads((unlabelled / "dataset.json").read_text())
+    content["test"] = [content["training"].pop()["image"]]
+    (unlabelled / "dataset.json").write_text(json.dumps(content))
+    other = tiny_dataset(tmp_path / "other", num_labels=1)
+    wrong: dict[str, tuple[Path | None, dict[str, Any]]] = {
+        "found no folder there": (tmp_path / "misspelt", {}),
+        "dataset_dir: expected a dataset folder, found none": (None, {}),
+        "splits: expected some of": (other, {"real_split": "validaton"}),
+        "label_group: expected one of": (other, {"real_label_group": "organs"}),
+        "labels: expected the network's classes ['class_1', 'class_2'], found ['class_1']": (
+            other,
+            {},
+        ),
+        "test[0].label: expected a label": (unlabelled, {"real_split": "test"}),
+    }
+    for words, (folder, knobs) in wrong.items():
+        with pytest.raises(RuntimeError) as caught:
+            compared(trained, tmp_path / "out", None if folder is None else str(folder), **knobs)
+        assert words in str(first_data_error(caught.value))
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_other_labels_is_refused(trained: Path, tmp_path: Path) -> None:

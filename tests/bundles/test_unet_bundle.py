@@ -21,6 +21,7 @@ from medpair.data.dataset import load_dataset
 from medpair.data.files import read_json, read_volume, write_json
 from medpair.data.segmentation import load_items
 from medpair.engines.refusals import first_data_error
+from medpair.engines.scoring import CaseScores
 from tests.bundles.conftest import SMALL_UNET, run, workflow
 from tests.conftest import tiny_dataset
 
@@ -51,7 +52,9 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Train:
     return train
 
 
-def evaluate(folder: Path, dataset: str, output: Path, **overrides: Any) -> dict[str, Any]:
+def evaluate(
+    folder: Path, dataset: str | list[str], output: Path, **overrides: Any
+) -> dict[str, Any]:
     run(
         "unet_segmentation",
         ["inference", "evaluate"],
@@ -255,6 +258,49 @@ def test_merged_labels_train_and_score(tmp_path: Path) -> None:
     assert ends["truth_voxels"] == np.isin(truth, (1, 3)).sum()
 
 
+def test_cases_of_one_name_in_several_folders_are_all_scored(
+    trained: Train, dataset: str, tmp_path: Path
+) -> None:
+    folders = [dataset, str(tiny_dataset(tmp_path / "more", count=2, seed=9))]
+    names = ["case_000", "case_001", "2_case_000", "2_case_001"]
+    knobs = {"dataset_dir": f"['{folders[1]}','{folders[1]}']", "split": "training"}
+    weights = str(trained("unet3d") / "model.pt")
+    out = tmp_path / "out"
+    run("unet_segmentation", ["inference"], ckpt_path=weights, output_dir=str(out), **knobs)
+    assert sorted(p.name for p in (out / "labels").iterdir()) == sorted(
+        f"{name}.nii.gz" for name in names
+    )
+    scores = evaluate(trained("unet3d"), folders, tmp_path / "scores", split="validation")
+    assert {row["case"] for row in scores["cases"]} == {"case_006", "case_007", "2_case_002"}
+    assert scores["summary"]["volume"]["class_1"]["dsc"]["n"] == 3
+
+
+def test_cases_without_a_label_are_refused_before_they_are_predicted(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_dataset(tmp_path / "set", count=2, validation=0)
+    content = read_json(folder / "dataset.json")
+    last = content["training"].pop()
+    # an entry of a test list may be a bare path; the first is what a label would be scored against
+    write_json(folder / "dataset.json", {**content, "test": [last["image"]]})
+    monkeypatch.setattr(CaseScores, "__call__", lambda *_: pytest.fail("predicted"))
+    with pytest.raises(RuntimeError) as caught:
+        evaluate(trained("unet3d"), str(folder), tmp_path / "scores", split="test")
+    assert str(first_data_error(caught.value)) == (
+        f"{folder}/dataset.json: test[0].label: expected a label to score against, found none"
+    )
+    # to be predicted they need none
+    run(
+        "unet_segmentation",
+        ["inference"],
+        "infer",
+        ckpt_path=str(trained("unet3d") / "model.pt"),
+        dataset_dir=str(folder),
+        output_dir=str(tmp_path / "out"),
+    )
+    assert (tmp_path / "out" / "labels" / "case_001.nii.gz").exists()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_properties_of_training_are_complete(name: str, dataset: str, tmp_path: Path) -> None:
     train = workflow(
@@ -292,7 +338,7 @@ def test_unused_jsons_are_none() -> None:
             key
             for name in ("train", "inference")
             for key in json.loads((configs / f"{name}.json").read_text())
-        } | {"scores"}
+        } | {"scores", "check_truth"}
         for path in configs.glob("*.json"):
             # these bring knobs of their own, which their own tests turn
             own = ("train", "inference", "metadata", "wgan_dp", "finetune", "federated")

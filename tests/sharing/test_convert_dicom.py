@@ -316,6 +316,24 @@ def test_overlaps_names_and_choices(tmp_path: Path) -> None:
     assert str(caught.value).count("expected the CT or MR series that this SEG refers to") == 2
 
 
+def test_a_repaired_object_is_converted_and_the_other_case_is_kept(tmp_path: Path) -> None:
+    stored, label = phantom()
+    series = [write_series(tmp_path / "in" / n, stored, oblique()) for n in ("a", "b")]
+    both = np.stack([label == 1, label > 0], axis=-1)
+    write_seg(tmp_path / "in" / "a.dcm", series[0], label, NAMES)
+    write_seg(tmp_path / "in" / "b.dcm", series[1], both, NAMES)
+    with pytest.raises(DataError, match=r"b\.dcm: expected segments that do not overlap"):
+        import_dicom(tmp_path / "in", tmp_path / "out")
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.nii.gz")}
+    assert len(written) == 2
+    write_seg(tmp_path / "in" / "b.dcm", series[1], label, NAMES)
+    made = import_dicom(tmp_path / "in", tmp_path / "out").parent
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    labels = [read_image(path).array for path in sorted(made.rglob("labelsTr/*.nii.gz"))]
+    np.testing.assert_array_equal(*labels)
+    assert errors_of(check_dataset(made, quick=True)) == []
+
+
 def test_fractions_are_refused(tmp_path: Path) -> None:
     stored, label = phantom()
     series = write_series(tmp_path / "in" / "a", stored, oblique())

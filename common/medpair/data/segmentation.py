@@ -14,7 +14,7 @@ from monai.transforms import Compose, MapTransform, RandAffined, RandomizableTra
 
 from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
 from medpair.data.cohort import SPACING_TOLERANCE, robust_range
-from medpair.data.dataset import as_folders, load_dataset
+from medpair.data.dataset import Case, as_folders, load_dataset
 from medpair.data.files import DataError, read_grid, read_volume
 from medpair.data.folders import MaxCases, draw_cases, limits
 from medpair.data.labels import LabelMap, whole_values
@@ -56,8 +56,9 @@ def load_items(
     """Return the cases of one or several folders as dictionaries of paths.
 
     Besides ``image``, ``label`` and ``roi`` each has ``truth`` (the label's path), ``case`` and
-    ``dataset_dir``. A folder without
-    cases in ``split`` is an error if ``required``, else it is left out.
+    ``dataset_dir``. ``case`` is the case's name, after ``2_`` in the second folder, ``3_`` in the
+    third, ...: all generated folders have a ``pair_000000``. A folder without cases in ``split`` is
+    an error if ``required``, else it is left out.
 
     Args:
         dataset_dir: a folder, or several.
@@ -69,13 +70,14 @@ def load_items(
         seed: of that draw; which cases a folder gives does not depend on the other folders.
 
     Raises:
-        DataError: if a folder or split cannot be read, has fewer cases than asked for, or the
-            folders' classes differ.
+        DataError: if a folder or split cannot be read, has fewer cases than asked for, the folders'
+            classes differ, or an earlier folder has a case ``2_NAME`` of its own.
     """
     items: list[dict[str, Any]] = []
     names: tuple[str, ...] | None = None
     folders = as_folders(dataset_dir)
-    for root, limit in zip(folders, limits(max_cases, len(folders)), strict=True):
+    most = limits(max_cases, len(folders))
+    for number, (root, limit) in enumerate(zip(folders, most, strict=True), start=1):
         folder = load_dataset(root)
         labels = folder.labels(label_group)
         if names is not None and labels.names[1:] != names[1:]:
@@ -85,11 +87,22 @@ def load_items(
             )
         names = labels.names
         cases = folder.split(split) if required else folder.cases.get(split, ())
-        for case in draw_cases(cases, limit, seed, f"{root / 'dataset.json'}: {split}"):
-            item = case.item() | {"case": case.name, "dataset_dir": str(root)}
-            # MONAI's evaluator keeps "label" for a loaded tensor and drops a path of that name
-            items.append(item | ({"truth": item["label"]} if "label" in item else {}))
+        where = f"{root / 'dataset.json'}: {split}"
+        own = [_item(case, root, number) for case in draw_cases(cases, limit, seed, where)]
+        twice = sorted({item["case"] for item in own} & {item["case"] for item in items})
+        if twice:
+            raise DataError(f"{where}: expected names that no earlier folder has, found {twice[0]}")
+        items += own
     return items
+
+
+def _item(case: Case, root: Path, number: int) -> dict[str, Any]:
+    """Return a case of the folder with this number (from 1) as ``load_items`` does."""
+    # files are named after it, so no colon
+    name = case.name if number == 1 else f"{number}_{case.name}"
+    item = case.item() | {"case": name, "dataset_dir": str(root)}
+    # MONAI's evaluator keeps "label" for a loaded tensor and drops a path of that name
+    return item | ({"truth": item["label"]} if "label" in item else {})
 
 
 def read_task(

@@ -14,6 +14,7 @@ import torch
 from monai.transforms import SaveImaged
 
 from medpair.data.atomic import remove_partials
+from medpair.data.dataset import as_folders, load_dataset
 from medpair.data.files import DataError, Volume, write_json, write_text, write_volume
 from medpair.data.locks import hold
 from medpair.data.orientation import axis_codes, to_ras
@@ -27,6 +28,46 @@ logger = logging.getLogger(__name__)
 
 MEASURES = ("dsc", "bahd_mm", "bahd_voxel")
 FIELDS = ("case", "region", "class", *MEASURES, "truth_voxels", "predicted_voxels")
+
+
+def require_truth(
+    dataset_dir: str | Path | Sequence[str | Path],
+    split: str,
+    labels: Sequence[str],
+    label_group: str | None = None,
+) -> None:
+    """Refuse, before anything is computed, cases that it could not be compared with.
+
+    Args:
+        dataset_dir: a folder, or several.
+        split: which of their lists; a test list may have images alone.
+        labels: class names of the network, background first.
+        label_group: merge of the datasets' labels, or None.
+
+    Raises:
+        DataError: for other classes, or for a case without a label.
+    """
+    for root in as_folders(dataset_dir):
+        folder, path = load_dataset(root), root / "dataset.json"
+        require_classes(path, folder.labels(label_group).names, labels)
+        for index, case in enumerate(folder.split(split)):
+            if case.label is None:
+                raise DataError(
+                    f"{path}: {split}[{index}].label: expected a label to score against, found none"
+                )
+
+
+def require_classes(path: str | Path, names: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse a dataset whose classes are not the network's; the background's name is free.
+
+    Raises:
+        DataError: names ``path``.
+    """
+    if list(names[1:]) != list(labels[1:]):
+        raise DataError(
+            f"{path}: labels: expected the network's classes {list(labels[1:])}, "
+            f"found {list(names[1:])}"
+        )
 
 
 class SaveImageLabels(SaveImaged):
@@ -99,11 +140,7 @@ class CaseScores:
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Score ``pred`` (1, W, H, D) of one case against its label file."""
         (truth, spacing), roi, labels = read_truth(data, self.label_group)
-        if list(labels.names[1:]) != self.labels[1:]:
-            raise DataError(
-                f"{data['dataset_dir']}: labels: expected the network's classes "
-                f"{self.labels[1:]}, found {list(labels.names[1:])}"
-            )
+        require_classes(data["dataset_dir"], labels.names, self.labels)
         array, affine = native(data["pred"])
         prediction, _ = to_ras(array, affine)
         regions = {"volume": None} | ({"roi": roi} if roi is not None else {})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from medpair.data.dataset import case_name
 from medpair.data.files import file_sha256
 from medpair.data.folders import MaxCases
 from medpair.data.segmentation import load_items
@@ -36,7 +38,9 @@ def training_cases(
     found = {}
     for item in items:
         number = folders.index(item["dataset_dir"])
-        name = item["case"] if number == 0 else f"{number + 1}:{item['case']}"
+        # not the item's "case": checkpoints know a case of the second folder as "2:NAME"
+        plain = case_name(Path(item["image"]))
+        name = plain if number == 0 else f"{number + 1}:{plain}"
         files = [item[role] for role in ("image", "label") if role in item]
         found[name] = "-".join(file_sha256(path)[:16] for path in files)
     return found

@@ -1,13 +1,10 @@
 """What all conversions share: one source, one folder, every fault, files written once.
 
-A conversion leaves ``conversion.json`` in the folder that it fills: what made it, with which
-options, and a hash of what the source was. The same command goes on where it was; any other is
-refused. The record holds no path and no name of the source: those may be a patient's.
+What makes it go on where it was is in ``convert_record.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import sys
@@ -18,12 +15,12 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from medpair import __version__
 from medpair.data.check import check_dataset
 from medpair.data.dataset import SPLITS, DatasetFolder, entry, write_dataset_json
 from medpair.data.faults import errors_of, one_line
-from medpair.data.files import DataError, Volume, file_sha256, read_json, write_json
+from medpair.data.files import DataError, Volume, read_json, write_json
 from medpair.data.labels import LabelMap
+from medpair.sharing.convert_record import CaseFiles
 from medpair.sharing.convert_volumes import (
     on_grid,
     read_image,
@@ -38,8 +35,6 @@ logger = logging.getLogger(__name__)
 KEPT = ("description", "licence", "reference", "release", "origin")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 T = TypeVar("T")
-# Whose content counts, not their time
-LISTS = (".json", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -56,65 +51,6 @@ class Pair:
     roi: Path | None = None
     provenance: Any = None
     source: Any = None
-
-
-def claim(
-    root: Path,
-    verb: str,
-    source: Path,
-    files: Iterable[Path],
-    options: Mapping[str, Any],
-    record: str = "conversion.json",
-) -> None:
-    """Take a folder for one conversion, or go on with it.
-
-    Args:
-        root: the folder to fill.
-        verb: such as ``export nnunet``.
-        source: the folder that is converted.
-        files: what is read of it: names and sizes go into the hash, of lists (JSON, TSV) what they
-            say, of other files their times.
-        options: all that changes what is written.
-        record: where the record goes, relative to ``root``.
-
-    Raises:
-        DataError: if the folder holds anything else, or lies in the source.
-    """
-    inside = root.resolve()
-    if inside == source.resolve() or source.resolve() in inside.parents:
-        raise DataError(f"{root}: expected an output folder outside {source}, found one inside it")
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: expected a file, found {error.strerror}") from None
-        try:
-            name = path.relative_to(source)
-        except ValueError:
-            name = path
-        # lists are written again when an export is repeated, with the same content
-        stamp = file_sha256(path) if path.suffix in LISTS else status.st_mtime_ns
-        digest.update(f"{name}\0{status.st_size}\0{stamp}\n".encode())
-    now = {
-        "made_by": f"medpair {verb}",
-        "medpair_version": __version__,
-        "source_sha256": digest.hexdigest(),
-        "options": dict(options),
-    }
-    path = root / record
-    if path.exists():
-        there = read_json(path)
-        differing = [key for key in now if there.get(key) != now[key]]
-        if differing:
-            found = f"another {' and another '.join(differing)} (choose another folder)"
-            raise DataError(f"{path}: expected the record of the same conversion, found {found}")
-        for leftover in root.rglob(".partial-*"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(f"{root}: expected an empty folder or none, found other files in it")
-    else:
-        write_json(path, now)
 
 
 def for_each(items: Sequence[T], act: Callable[[T], None], where: str) -> None:
@@ -213,17 +149,33 @@ def dataset_pairs(folder: DatasetFolder) -> list[Pair]:
     ]
 
 
-def files_of(pairs: Iterable[Pair]) -> list[Path]:
-    """Return the files of the cases."""
-    return [
-        path for pair in pairs for path in (pair.image, pair.label, pair.roi) if path is not None
-    ]
+def files_of(pair: Pair) -> dict[str, list[Path]]:
+    """Return the files of a case by role."""
+    paths = {"image": pair.image, "label": pair.label, "roi": pair.roi}
+    return {role: [path] for role, path in paths.items() if path is not None}
+
+
+def folder_files(
+    root: Path, pairs: Iterable[Pair], read: Callable[[Pair], Mapping[str, Sequence[Path]]]
+) -> dict[str, CaseFiles]:
+    """Return, by case, what ``read`` says it is read from, and where a dataset folder has it."""
+    files = {}
+    for pair in pairs:
+        paths = entry(pair.name, pair.split, roi=True)
+        written = [root / paths[role] for role in ("image", "label", "roi")]
+        files[pair.name] = CaseFiles(read(pair), [*written, sidecar_path(root, pair.name)])
+    return files
 
 
 def read_sidecar(root: Path, name: str) -> Any:
     """Return the provenance of a case, or None."""
-    path = root / "provenance" / f"{name}.json"
+    path = sidecar_path(root, name)
     return read_json(path) if path.exists() else None
+
+
+def sidecar_path(root: Path, name: str) -> Path:
+    """Return where the provenance of a case lies."""
+    return root / "provenance" / f"{name}.json"
 
 
 def write_dataset_folder(
@@ -256,7 +208,7 @@ def write_dataset_folder(
         if not targets["image"].exists():
             write_volumes(load(pair), targets)
         if pair.provenance is not None:
-            write_json(root / "provenance" / f"{pair.name}.json", pair.provenance)
+            write_json(sidecar_path(root, pair.name), pair.provenance)
 
     for pair in pairs:
         splits[pair.split].append(splits_entry(pair))

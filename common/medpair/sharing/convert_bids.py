@@ -21,7 +21,6 @@ from medpair.data.labels import LabelMap
 from medpair.sharing.convert import (
     Pair,
     bad_names,
-    claim,
     dataset_pairs,
     files_of,
     for_each,
@@ -30,11 +29,13 @@ from medpair.sharing.convert import (
     require_sound,
     write_volumes,
 )
+from medpair.sharing.convert_record import CaseFiles, claim
 
 logger = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
 RECORD = "code/conversion.json"
+LAST = "dataset_description.json"
 # Anatomical suffixes of the specification; it has none for CT yet (extension proposal 24)
 SUFFIXES = ("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "angio")
 CT = "ct"
@@ -96,8 +97,13 @@ def export_bids(
         "authors": writers,
         "skull_stripped": skull_stripped,
     }
-    listed = [source / "dataset.json", *files_of(pairs)]
-    claim(root, "export bids", source, listed, options, RECORD)
+    cases = {
+        pair.name: CaseFiles(
+            files_of(pair), list(_targets(root, subjects[pair.name], suffix).values())
+        )
+        for pair in pairs
+    }
+    claim(root, "export bids", source, [source / "dataset.json"], cases, options, RECORD, LAST)
     extra: dict[str, Any] = {} if suffix == CT else {"SkullStripped": skull_stripped}
 
     def write(pair: Pair) -> None:
@@ -150,6 +156,16 @@ def _subjects(folder: DatasetFolder, labels: LabelMap, pairs: Sequence[Pair]) ->
     return subjects
 
 
+def _targets(root: Path, subject: str, suffix: str) -> dict[str, Path]:
+    """Return where the volumes of a subject go, the image first."""
+    folder = root / subject / "anat"
+    return {
+        "image": folder / f"{subject}_{suffix}.nii.gz",
+        "label": folder / f"{subject}_dseg.nii.gz",
+        "roi": folder / f"{subject}_desc-{ROI}_mask.nii.gz",
+    }
+
+
 def _write(
     root: Path,
     subject: str,
@@ -160,12 +176,7 @@ def _write(
     extra: Mapping[str, Any],
 ) -> None:
     """Write the files of a subject, the image last."""
-    folder = root / subject / "anat"
-    targets = {
-        "image": folder / f"{subject}_{suffix}.nii.gz",
-        "label": folder / f"{subject}_dseg.nii.gz",
-        "roi": folder / f"{subject}_desc-{ROI}_mask.nii.gz",
-    }
+    targets = _targets(root, subject, suffix)
     image = f"bids::{targets['image'].relative_to(root)}"
     origin = {"Sources": [image], "SpatialReference": image}
     what = "a synthetic image" if pair.provenance is not None else "an image"
@@ -237,7 +248,7 @@ def _write_description(
     ]
     write_text(root / "README.md", "\n\n".join(lines) + "\n")
     tool = {"Name": "MedPair", "Version": __version__, "Description": "medpair export bids"}
-    path = root / "dataset_description.json"
+    path = root / LAST
     about = {
         "Name": folder.name,
         "BIDSVersion": BIDS_VERSION,

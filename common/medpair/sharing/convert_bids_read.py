@@ -15,14 +15,15 @@ from medpair.data.labels import LabelMap, is_whole
 from medpair.sharing.convert import (
     Pair,
     bad_names,
-    claim,
     files_of,
+    folder_files,
     load_pair,
     refuse,
     write_dataset_folder,
 )
 from medpair.sharing.convert_bids import CT, ROI
 from medpair.sharing.convert_bids_files import File, index_volumes, label_table, read_tsv
+from medpair.sharing.convert_record import claim
 from medpair.sharing.convert_volumes import label_dtype, on_grid, read_mask
 
 NO_IMAGE = ("dseg", "mask", "probseg", "defacemask", "xfm")
@@ -79,9 +80,8 @@ def import_bids(
         "matched_only": matched_only,
     }
     tables_there = [path for path in root.rglob("*.tsv") if path.is_file()]
-    volumes = {file.path for pair in pairs for file in pair.source or ()}
-    paths = {*files_of(pairs), *volumes, *tables_there}
-    claim(Path(output_dir), "import bids", root, paths, options)
+    cases = folder_files(Path(output_dir), pairs, _read)
+    claim(Path(output_dir), "import bids", root, tables_there, cases, options)
     about = root / "dataset_description.json"
     content = read_json(about) if about.exists() else {}
     more = {"licence": content["License"]} if content.get("License") else {}
@@ -256,6 +256,12 @@ def _classes(
             faults.append(f"{root}: expected one name per value, found {found}")
     refuse(list(dict.fromkeys(faults)), root)
     return dict(sorted(classes.items(), key=lambda item: item[1]))
+
+
+def _read(pair: Pair) -> dict[str, list[Path]]:
+    """Return the files of a case by role."""
+    labels = [file.path for file in pair.source or ()]
+    return {**files_of(pair), **({"label": labels} if labels else {})}
 
 
 def _load(pair: Pair, classes: Mapping[str, int]) -> dict[str, Volume]:

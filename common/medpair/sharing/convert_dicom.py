@@ -14,7 +14,7 @@ import numpy as np
 
 from medpair.data.faults import one_line
 from medpair.data.files import DataError, Volume, write_text
-from medpair.sharing.convert import Pair, claim, refuse, write_dataset_folder
+from medpair.sharing.convert import Pair, folder_files, refuse, write_dataset_folder
 from medpair.sharing.convert_dicom_labels import (
     frames_of_reference,
     label_names,
@@ -22,6 +22,7 @@ from medpair.sharing.convert_dicom_labels import (
     referenced_series,
 )
 from medpair.sharing.convert_dicom_series import read_dicom, series_volume
+from medpair.sharing.convert_record import claim
 from medpair.sharing.convert_volumes import from_lps, label_dtype
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def import_dicom(
     root, target = Path(source), Path(output_dir)
     if mapping is not None and target.resolve() in Path(mapping).resolve().parents:
         raise DataError(f"{mapping}: expected a file outside {target}, which is to be shared")
-    images, objects, files = _survey(root, segmentation)
+    images, objects = _survey(root, segmentation)
     sources = _together(images, objects, root)
     names = _names(sources, _words(labels), root)
     first = _words(priority) or []
@@ -108,7 +109,7 @@ def import_dicom(
         for number, one in enumerate(sources, start=1)
     ]
     options = {"labels": names, "priority": first, "segmentation": segmentation, "name": name}
-    claim(target, "import dicom", root, files, options)
+    claim(target, "import dicom", root, (), folder_files(target, pairs, _read), options)
     if mapping is not None:
         _write_mapping(Path(mapping), pairs)
     modality = sources[0].image.modality
@@ -126,15 +127,12 @@ def _words(value: Sequence[str] | str | None) -> list[str] | None:
     return [str(part).strip() for part in parts]
 
 
-def _survey(
-    root: Path, segmentation: str | None
-) -> tuple[dict[str, Found], list[Found], list[Path]]:
-    """Return the image series by UID, the label objects, and all files that are DICOM."""
+def _survey(root: Path, segmentation: str | None) -> tuple[dict[str, Found], list[Found]]:
+    """Return the image series by UID, and the label objects."""
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of DICOM files, found no folder there")
     images: dict[str, Found] = {}
     objects: list[Found] = []
-    files: list[Path] = []
     series_of: dict[str, str] = {}
     labelled = []
     others = 0
@@ -144,7 +142,6 @@ def _survey(
         except DataError:
             others += 1
             continue
-        files.append(path)
         uid, modality = str(header.get("SeriesInstanceUID", "")), str(header.get("Modality", ""))
         patient = (str(header.get("PatientID", "")), str(header.get("StudyInstanceUID", "")), uid)
         frame = str(header.get("FrameOfReferenceUID", "none"))
@@ -167,7 +164,7 @@ def _survey(
         objects.append(Found([path], modality, frame, patient, series, uid, frames, names))
     if not objects:
         raise DataError(f"{root}: expected SEG or RTSTRUCT files, found none")
-    return images, objects, files
+    return images, objects
 
 
 def _together(images: dict[str, Found], objects: Sequence[Found], root: Path) -> list[Source]:
@@ -221,6 +218,11 @@ def _names(sources: Sequence[Source], wanted: Sequence[str] | None, root: Path) 
         if lacking:
             logger.warning("case_%04d: no segment %s: background there", number, lacking)
     return names
+
+
+def _read(pair: Pair) -> dict[str, list[Path]]:
+    """Return the files of a case by role."""
+    return {"image": pair.source.image.files, "label": pair.source.label.files}
 
 
 def _load(pair: Pair, values: dict[str, int], priority: Sequence[str]) -> dict[str, Volume]:

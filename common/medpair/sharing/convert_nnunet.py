@@ -22,15 +22,16 @@ from medpair.sharing.convert import (
     NAME,
     Pair,
     bad_names,
-    claim,
     dataset_pairs,
     files_of,
     for_each,
     load_pair,
     refuse,
     require_sound,
+    sidecar_path,
     write_volumes,
 )
+from medpair.sharing.convert_record import CaseFiles, claim
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,13 @@ def export_nnunet(
     pairs = dataset_pairs(folder)
     _refuse_unfit(folder, labels, pairs)
     options = {"dataset_id": dataset_id, "name": name, "label_group": label_group}
-    claim(root, "export nnunet", source, [source / "dataset.json", *files_of(pairs)], options)
+    cases = {
+        pair.name: CaseFiles(
+            files_of(pair), [*_targets(root, pair).values(), sidecar_path(root, pair.name)]
+        )
+        for pair in pairs
+    }
+    claim(root, "export nnunet", source, [source / "dataset.json"], cases, options)
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (root / part).mkdir(exist_ok=True)
     for_each(pairs, lambda pair: _write(root, pair, labels), str(root))
@@ -107,18 +114,23 @@ def _refuse_unfit(folder: DatasetFolder, labels: LabelMap, pairs: Sequence[Pair]
         logger.warning("%s: roi: nnU-Net has no place for these masks; left out", where)
 
 
-def _write(root: Path, pair: Pair, labels: LabelMap) -> None:
-    """Write the volumes of a case and what is known of its origin."""
+def _targets(root: Path, pair: Pair) -> dict[str, Path]:
+    """Return where the volumes of a case go, the image first."""
     part = "Ts" if pair.split == "test" else "Tr"
-    targets = {
+    return {
         "image": root / f"images{part}" / f"{pair.name}_0000{ENDING}",
         "label": root / f"labels{part}" / f"{pair.name}{ENDING}",
     }
+
+
+def _write(root: Path, pair: Pair, labels: LabelMap) -> None:
+    """Write the volumes of a case and what is known of its origin."""
+    targets = _targets(root, pair)
     if not targets["image"].exists():
         pair_only = replace(pair, roi=None)
         write_volumes(load_pair(pair_only, labels, range(len(labels.names))), targets)
     if pair.provenance is not None:
-        write_json(root / "provenance" / f"{pair.name}.json", pair.provenance)
+        write_json(sidecar_path(root, pair.name), pair.provenance)
 
 
 def _write_lists(

@@ -14,14 +14,15 @@ from medpair.sharing.convert import (
     KEPT,
     Pair,
     bad_names,
-    claim,
     files_of,
+    folder_files,
     load_pair,
     read_sidecar,
     refuse,
     write_dataset_folder,
 )
 from medpair.sharing.convert_nnunet import IGNORE
+from medpair.sharing.convert_record import claim
 
 
 def import_nnunet(
@@ -63,7 +64,7 @@ def import_nnunet(
     refuse(bad_names([pair.name for pair in pairs], root), root)
     options = {"channel": number, "fold": fold, "ignore_as_background": ignore_as_background}
     listed = [where, *([Path(splits)] if splits else root.glob("splits_final.json"))]
-    claim(target, "import nnunet", root, [*listed, *files_of(pairs)], options)
+    claim(target, "import nnunet", root, listed, folder_files(target, pairs, files_of), options)
     more = {key: content[key] for key in (*KEPT, "label_group") if key in content}
     if groups:
         more["label_groups"] = groups

@@ -12,7 +12,7 @@ import numpy as np
 from medpair.data.check_header import AFFINE_TOLERANCE
 from medpair.data.faults import numbers
 from medpair.data.files import DataError, Volume, read_volume, write_volume
-from medpair.data.labels import LabelMap, short_list
+from medpair.data.labels import WHOLE_TOLERANCE, LabelMap, short_list, whole_values
 from medpair.data.nifti_stream import VOLUME_ENDINGS
 
 # Read through SimpleITK, where it is installed
@@ -71,27 +71,32 @@ def from_lps(array: np.ndarray, affine: np.ndarray) -> Volume:
 def read_label(path: Path, labels: LabelMap, values: Sequence[int]) -> Volume:
     """Read a label map; class ``k`` of ``labels`` is returned as ``values[k]``, uint8 or uint16.
 
+    Values stored as floats are rounded, as in training.
+
     Raises:
         DataError: if a value is a fraction or no class.
     """
     volume = read_image(path)
-    classes = labels.encode(volume.array, str(path))
+    classes = labels.encode(whole_values(volume.array, str(path)), str(path))
     table = np.asarray(values, dtype=label_dtype(max(values)))
     return Volume(table[classes], volume.affine, volume.orientation)
 
 
 def read_mask(path: Path) -> Volume:
-    """Read a mask: uint8, 1 where it is not 0.
+    """Read a mask: uint8, 1 where it is not 0; whole numbers stored as floats are rounded.
 
     Raises:
         DataError: if it cannot be read, or has values besides 0 and one other.
     """
     volume = read_image(path)
-    values = np.unique(volume.array)
+    array = volume.array
+    if array.dtype.kind == "f" and np.allclose(array, np.rint(array), 0, WHOLE_TOLERANCE):
+        array = np.rint(array)
+    values = np.unique(array)
     if len(values[values != 0]) > 1:
         found = short_list(values.tolist())
         raise DataError(f"{path}: expected 0 and one other value, found {found}")
-    return Volume((volume.array != 0).astype(np.uint8), volume.affine, volume.orientation)
+    return Volume((array != 0).astype(np.uint8), volume.affine, volume.orientation)
 
 
 def label_dtype(largest: int) -> Any:

@@ -35,7 +35,7 @@ from medpair.engines.federated_model import BUILDERS
 from medpair.engines.jsonl import whole_records
 from medpair.engines.restore import CHECKPOINT
 from medpair.engines.settings import training_cases
-from medpair.flags import refuse_unknown_flags
+from medpair.flags import read_by_annotations, refuse_unknown_flags
 
 # Lines that are kept of metrics.jsonl
 MOST_METRICS = 200
@@ -251,6 +251,7 @@ if __name__ == "__main__":
 
     try:
         refuse_unknown_flags({"": ship}, ["", *sys.argv[1:]], "python -m medpair.sharing.weights")
+        read_by_annotations({"": ship})
         fire.Fire(ship, name="python -m medpair.sharing.weights")
     except (OSError, ValueError) as error:
         print(f"medpair: {error}", file=sys.stderr)

@@ -1,0 +1,173 @@
+"""Conversions that were refused go on after the repair; nothing stale stays behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tests.conftest import tiny_dataset
+from tests.sharing.folders import assert_same
+
+from medpair.data.check import check_dataset
+from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
+from medpair.sharing.convert_bids import export_bids
+from medpair.sharing.convert_bids_read import import_bids
+from medpair.sharing.convert_nnunet import export_nnunet
+from medpair.sharing.convert_nnunet_read import import_nnunet
+from medpair.sharing.convert_volumes import read_image
+
+
+def put(path: Path, array: np.ndarray) -> None:
+    """Write other voxels into a file, later than before."""
+    before = path.stat().st_mtime_ns
+    write_volume(path, Volume(array, read_volume(path).affine))
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+def stamps(folder: Path, pattern: str = "*") -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern) if path.is_file()}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Three cases in nnU-Net's format; the label map of the second has a value too many."""
+    source = tiny_dataset(tmp_path / "tiny", 3, validation=0)
+    folder = export_nnunet(source, tmp_path, 9).parent
+    label = read_image(folder / "labelsTr" / "case_001.nii.gz").array
+    put(folder / "labelsTr" / "case_001.nii.gz", np.where(label == 2, 5, label))
+    with pytest.raises(DataError, match=r"case_001.nii.gz: expected label values in .*found \[5\]"):
+        import_nnunet(folder, tmp_path / "out")
+    return folder
+
+
+def repair(raw: Path) -> None:
+    path = raw / "labelsTr" / "case_001.nii.gz"
+    label = read_image(path).array
+    put(path, np.where(label == 5, 2, label))
+
+
+def test_a_repaired_case_is_converted_and_the_others_are_kept(raw: Path, tmp_path: Path) -> None:
+    written = stamps(tmp_path / "out", "*.nii.gz")
+    assert len(written) == 4  # two of three cases
+    repair(raw)
+    made = import_nnunet(raw, tmp_path / "out").parent
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert_same(tmp_path / "tiny", made, roi=False)
+    finished = stamps(made, "*.nii.gz")
+    import_nnunet(raw, tmp_path / "out")
+    assert stamps(made, "*.nii.gz") == finished
+
+
+def test_a_case_that_changed_after_it_was_written_is_written_anew(
+    raw: Path, tmp_path: Path
+) -> None:
+    image = raw / "imagesTr" / "case_000_0000.nii.gz"
+    put(image, read_image(image).array + 7)
+    with pytest.raises(DataError, match="case_001"):  # still broken, and case_000 already anew
+        import_nnunet(raw, tmp_path / "out")
+    repair(raw)
+    label = raw / "labelsTr" / "case_002.nii.gz"
+    put(label, np.flip(read_image(label).array, 1))
+    made = import_nnunet(raw, tmp_path / "out").parent
+    for name in ("case_000", "case_001", "case_002"):
+        for part, end in (("imagesTr", "_0000"), ("labelsTr", "")):
+            file = f"{part}/{name}{end}.nii.gz"
+            np.testing.assert_array_equal(
+                read_image(made / file).array, read_image(raw / file).array
+            )
+
+
+def test_a_killed_run_leaves_nothing_stale(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between making way and the record, the run after it makes way again."""
+    image = raw / "imagesTr" / "case_000_0000.nii.gz"
+    put(image, read_image(image).array + 7)
+    repair(raw)
+    with monkeypatch.context() as patch:
+        patch.setattr("medpair.sharing.convert_record.write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            import_nnunet(raw, tmp_path / "out")
+    made = import_nnunet(raw, tmp_path / "out").parent
+    changed = read_image(made / "imagesTr" / image.name).array
+    np.testing.assert_array_equal(changed, read_image(image).array)
+
+
+def test_what_is_finished_another_dataset_and_other_settings_are_refused(
+    raw: Path, tmp_path: Path
+) -> None:
+    repair(raw)
+    with pytest.raises(DataError, match="another options"):
+        import_nnunet(raw, tmp_path / "out", ignore_as_background=True)
+    os.rename(raw, tmp_path / "first")
+    other = tiny_dataset(tmp_path / "second" / "tiny", 3, validation=0, seed=1)
+    export_nnunet(other, tmp_path, 9)
+    with pytest.raises(DataError, match="another source_sha256"):
+        import_nnunet(raw, tmp_path / "out")
+    made = import_nnunet(tmp_path / "first", tmp_path / "out").parent
+    before = stamps(made)
+    label = tmp_path / "first" / "labelsTr" / "case_002.nii.gz"
+    put(label, np.flip(read_image(label).array, 1))
+    with pytest.raises(DataError, match="another source_sha256"):
+        import_nnunet(tmp_path / "first", tmp_path / "out")
+    assert stamps(made) == before
+
+
+def test_a_label_that_is_gone_is_gone(raw: Path, tmp_path: Path) -> None:
+    """Cases of a test list may lose theirs."""
+    for part, end in (("images", "_0000"), ("labels", "")):
+        (raw / f"{part}Ts").mkdir(exist_ok=True)
+        old = raw / f"{part}Tr" / f"case_000{end}.nii.gz"
+        (raw / f"{part}Ts" / f"test_000{end}.nii.gz").write_bytes(old.read_bytes())
+    with pytest.raises(DataError, match="case_001"):
+        import_nnunet(raw, tmp_path / "two")
+    assert (tmp_path / "two" / "labelsTs" / "test_000.nii.gz").exists()
+    (raw / "labelsTs" / "test_000.nii.gz").unlink()
+    repair(raw)
+    made = import_nnunet(raw, tmp_path / "two").parent
+    assert not (made / "labelsTs" / "test_000.nii.gz").exists()
+    assert list(read_json(made / "dataset.json")["test"][0]) == ["image"]
+
+
+def test_a_bids_folder_goes_on_after_a_repair(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 2)
+    folder = export_bids(source, tmp_path / "bids", "T1w").parent
+    path = folder / "sub-case001" / "anat" / "sub-case001_dseg.nii.gz"
+    good = read_image(path).array
+    put(path, np.where(good == 2, 5, good))
+    with pytest.raises(DataError, match=r"sub-case001_dseg.nii.gz: .*found \[5\]"):
+        import_bids(folder, tmp_path / "out")
+    written = stamps(tmp_path / "out", "*.nii.gz")
+    put(path, good)
+    made = import_bids(folder, tmp_path / "out").parent
+    assert_same(source, made, roi=False)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def as_scaled_floats(path: Path) -> None:
+    """Store whole numbers as nibabel stores floats in int16: with a scale, and rounding."""
+    image = nib.load(path)
+    image = nib.Nifti1Image(np.asarray(image.dataobj, np.float64), image.affine)
+    image.set_data_dtype(np.int16)
+    nib.save(image, path)
+
+
+def test_labels_that_check_rounds_are_converted(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 2, roi=True)
+    strange = tiny_dataset(tmp_path / "strange" / "tiny", 2, roi=True)
+    for path in (*strange.glob("labels*/*.nii.gz"), *strange.glob("rois*/*.nii.gz")):
+        as_scaled_floats(path)
+    values = np.unique(read_image(strange / "labelsTr" / "case_000.nii.gz").array)
+    assert not np.array_equal(values, np.rint(values))
+    faults = check_dataset(strange)
+    assert {fault.level for fault in faults} == {"warning"}
+    raw = export_nnunet(strange, tmp_path / "raw", 1).parent
+    assert_same(source, import_nnunet(raw, tmp_path / "one").parent, roi=False)
+    bids = export_bids(strange, tmp_path / "bids", "T1w").parent
+    assert_same(source, import_bids(bids, tmp_path / "two").parent)
+    for path in raw.glob("labels*/*.nii.gz"):
+        as_scaled_floats(path)
+    assert_same(source, import_nnunet(raw, tmp_path / "three").parent, roi=False)
