@@ -186,7 +186,7 @@ def test_volumes_that_were_not_compared_are_said(people, real, holdout, tmp_path
     numbers = privacy_part(drawn, synthetic, holdout).numbers
     assert numbers["alarm"] is False
     assert numbers["weak"][0].startswith(
-        f"Only 6 of {len(real)} training and {len(synthetic)} of {len(synthetic)} synthetic"
+        f"Only 6 of {len(real)} training volumes were compared; a copy"
     )
     verdict = verdicts({"privacy": numbers})[3]
     assert (verdict.mark, verdict.answer) == ("warn", "no alarm, little seen")

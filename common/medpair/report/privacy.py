@@ -150,11 +150,15 @@ def weaknesses(
 ) -> list[str]:
     """Return what could not be seen in these cohorts, as sentences."""
     weak = []
-    if len(real) < real.total or len(synthetic) < synthetic.total:
+    drawn = [
+        f"{len(pairs)} of {pairs.total} {what}"
+        for pairs, what in ((real, "training"), (synthetic, "synthetic"))
+        if len(pairs) < pairs.total
+    ]
+    if drawn:
         weak.append(
-            f"Only {len(real)} of {real.total} training and {len(synthetic)} of {synthetic.total} "
-            "synthetic volumes were compared; a copy among the others would not be found "
-            "(--max_volumes)."
+            f"Only {' and '.join(drawn)} volumes were compared; a copy among the others would not "
+            "be found (--max_volumes)."
         )
     limit = numbers["copies"]["image"]["limit"]["ratio"]
     if limit < WEAK_LIMIT:
