@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from medpair import __version__
-from medpair.cli import main
 from medpair.data.dataset import load_dataset
+from tests.command_line import refusal, verbs_as_called
 from tests.conftest import tiny_dataset
 
 
@@ -97,16 +97,6 @@ def test_a_misspelt_flag_is_refused_before_anything_runs(tmp_path: Path) -> None
     assert not any(tmp_path.iterdir())
 
 
-def verbs_as_called(patch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the command in this process; return its exit code."""
-    patch.setattr("sys.argv", ["medpair", *words])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 @pytest.mark.parametrize(
     ("words", "flag", "found"),
     [
@@ -134,12 +124,8 @@ def test_a_switch_is_true_or_false(
     flag: str,
     found: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert verbs_as_called(monkeypatch, *words) == 1
-    assert (
-        capsys.readouterr().err == f"medpair: --{flag}: expected True or False, found {found!r}\n"
-    )
-    assert not any(tmp_path.iterdir())
+    error = refusal(tmp_path, monkeypatch, capsys, words)
+    assert error == f"medpair: --{flag}: expected True or False, found {found!r}"
 
 
 @pytest.mark.parametrize(
@@ -187,12 +173,7 @@ def test_a_flag_without_its_value_is_refused(
     words: tuple[str, ...],
     line: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert verbs_as_called(monkeypatch, *words) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"medpair: {line}")
-    assert error.count("\n") == 1
-    assert not any(tmp_path.iterdir())
+    assert refusal(tmp_path, monkeypatch, capsys, words).startswith(f"medpair: {line}")
 
 
 # Folders whose names are Python literals, or have what is a comment there

@@ -5,21 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.command_line import refusal, verbs_as_called
 from tests.conftest import tiny_dataset
 from tests.sharing.folders import assert_same
 
-from medpair.cli import main
 from medpair.data.files import read_json
-
-
-def medpair(*words: object, patch: pytest.MonkeyPatch) -> int:
-    """Run the command in this process; return its exit code."""
-    patch.setattr("sys.argv", ["medpair", *map(str, words)])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def test_verbs_print_what_they_wrote(
@@ -33,7 +23,7 @@ def test_verbs_print_what_they_wrote(
         (("import", "bids", tmp_path / "bids", tmp_path / "two"), "two"),
     ]
     for words, folder in steps:
-        assert medpair(*words, patch=monkeypatch) == 0, capsys.readouterr().err
+        assert verbs_as_called(monkeypatch, *words) == 0, capsys.readouterr().err
         name = "dataset_description.json" if folder == "bids" else "dataset.json"
         assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / folder / name)
     for folder in ("one", "two"):
@@ -65,9 +55,4 @@ def test_refusals_are_one_line(
     words: tuple[str, ...],
     line: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert medpair(*words, patch=monkeypatch) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"medpair: {line}")
-    assert error.count("\n") == 1
-    assert not any(tmp_path.iterdir())
+    assert refusal(tmp_path, monkeypatch, capsys, words).startswith(f"medpair: {line}")

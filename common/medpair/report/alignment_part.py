@@ -88,7 +88,7 @@ def _case_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _difference(synthetic: NDArray[np.float64], holdout: NDArray[np.float64]) -> dict[str, float]:
     """Return the difference of two means of independent cases, with its 95 % interval.
 
-    Welch's: a bootstrap of three to ten held-out cases covers 77 to 92 % in place of 95 %.
+    Welch's: often there are fewer than ten held-out cases, for which a bootstrap is too narrow.
     """
     value = float(synthetic.mean() - holdout.mean())
     errors = [float(rows.var(ddof=1)) / len(rows) for rows in (synthetic, holdout)]
