@@ -329,7 +329,7 @@ def test_a_new_critic_may_learn_first(
     assert "critic: no weights given, begins as drawn" in caplog.text
 
 
-@pytest.mark.parametrize("bundle", ["wgan_sn_mp", "unet_segmentation"])
+@pytest.mark.parametrize("bundle", BUNDLES)
 def test_our_own_weights_are_the_default(bundle: str, second: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[2] / "bundles" / bundle
     knobs = {**TUNING, "iterations_per_epoch": 1, "max_epochs": 1}
@@ -346,4 +346,5 @@ def test_our_own_weights_are_the_default(bundle: str, second: str, tmp_path: Pat
     outcome = part.load()
     assert outcome is not None
     assert len(outcome.loaded) > 10
-    assert not outcome.rebuilt
+    # digits of other classes mean something else: what was said before is read anew, from zero
+    assert outcome.rebuilt == (["previous.weight"] if bundle == "medgen3d_mcdpm" else [])

@@ -186,16 +186,16 @@ def test_a_frozen_part_must_be_given(tmp_path: Path) -> None:
 def test_files_beside_the_weights(tmp_path: Path) -> None:
     model = tmp_path / "model.pt"
     assert sibling_checkpoint(model) is None
-    assert former_settings(None, {"a": 1}) == {"a": 1}
-    assert former_critic(None, {"channels": 3}) == {"channels": 3}
+    assert former_settings({"a": 1}) == {"a": 1}
+    assert former_critic({"channels": 3}) == {"channels": 3}
     torch.save({"settings": {"a": 2}, "objects": {}}, tmp_path / "checkpoint.pt")
     found = sibling_checkpoint(model)
-    assert former_settings(found, {"a": 1, "b": 5}) == {"a": 2, "b": 5}
+    assert former_settings({"a": 1, "b": 5}, found) == {"a": 2, "b": 5}
     torch.save({}, model)
     with pytest.raises(DataError, match=r"expected a training.s checkpoint\.pt"):
-        former_settings(model, {})
+        former_settings({}, model)
     with pytest.raises(DataError, match="image_critic, found none"):
-        former_critic(found, {})
+        former_critic({}, found)
     with pytest.raises(DataError, match=r"ckpt_path: .* a segmenter to start from, found none"):
         starting_card(None, "segmenter")
     with pytest.raises(DataError, match="found nothing at"):

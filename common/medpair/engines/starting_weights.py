@@ -61,8 +61,12 @@ def sibling_checkpoint(checkpoint: str | Path | None) -> str | None:
     return str(path) if path.exists() else None
 
 
-def former_settings(checkpoint: str | Path | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def former_settings(
+    defaults: Mapping[str, Any], checkpoint: str | Path | None = None
+) -> dict[str, Any]:
     """Return settings of the run that a ``checkpoint.pt`` is of, or the defaults without one.
+
+    In a config the checkpoint may be a component: one that gives None is not passed on at all.
 
     Raises:
         DataError: if it is not a training's checkpoint.
@@ -75,12 +79,14 @@ def former_settings(checkpoint: str | Path | None, defaults: Mapping[str, Any]) 
     return {key: content["settings"].get(key, value) for key, value in defaults.items()}
 
 
-def former_critic(checkpoint: str | Path | None, defaults: Mapping[str, int]) -> dict[str, int]:
+def former_critic(
+    defaults: Mapping[str, int], checkpoint: str | Path | None = None
+) -> dict[str, int]:
     """Return channels, num_layers and num_scales of the image critic that a checkpoint holds.
 
     Args:
-        checkpoint: a ``checkpoint.pt`` of an image sequence generator; None gives the defaults.
         defaults: the same three numbers.
+        checkpoint: a ``checkpoint.pt`` of an image sequence generator; None gives the defaults.
     """
     if checkpoint is None:
         return dict(defaults)
