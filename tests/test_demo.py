@@ -23,8 +23,9 @@ from tests.conftest import tiny_dataset
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"max_epochs": 1, "iterations_per_epoch": 2, "val_interval": 1, "batch_size": 2}
     wgan = {**steps, "filters": 16, "critic_filters": 16, "latent_size": 8}
-    monkeypatch.setattr(demo, "DEMO_WGAN", wgan)
-    monkeypatch.setattr(demo, "DEMO_UNET", {**steps, "channels": [4, 8, 8]})
+    for name, knobs in (("WGAN", wgan), ("UNET", {**steps, "channels": [4, 8, 8]})):
+        monkeypatch.setattr(demo, f"DEMO_{name}", knobs)
+        monkeypatch.setattr(demo, f"OWN_{name}", knobs)
     monkeypatch.setattr(demo, "DEMO_SYNTHETIC", 3)
 
 
@@ -76,12 +77,14 @@ def test_a_faulty_dataset_is_refused(tmp_path: Path) -> None:
         demo.own_cohort(dataset, tmp_path / "demo")
 
 
-def test_medgen3d_on_simulated_thoraxes(
+@pytest.mark.usefixtures("small", "in_this_process")
+def test_both_families_on_simulated_thoraxes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        demo, "DEMO_THORAX", {"count": 2, "size": (24, 24, 16), "spacing": (16.0, 16.0, 18.0)}
-    )
+    simulated = {"count": 3, "size": (24, 24, 16), "spacing": (16.0, 16.0, 18.0), "validation": 1}
+    monkeypatch.setattr(demo, "DEMO_THORAX", demo.DEMO_THORAX | simulated)
+    monkeypatch.setattr(demo, "DEMO_MEDGEN3D_SAMPLES", 2)
+    monkeypatch.setattr(demo, "show_shipped", lambda *_: None)
     asked: dict[str, Any] = {}
 
     def generate(folder: Path, bundles: Path, num_samples: int, **knobs: Any) -> Path:
@@ -91,10 +94,13 @@ def test_medgen3d_on_simulated_thoraxes(
         return folder / "pairs"
 
     monkeypatch.setattr(demo, "generate_medgen3d", generate)
-    demo.show_medgen3d(tmp_path, BUNDLES)
-    assert errors_of(check_dataset(tmp_path / "thorax")) == []
-    assert asked["dataset"] == tmp_path / "thorax"
+    demo.run_demo(tmp_path, BUNDLES, None)
+    assert errors_of(check_dataset(tmp_path / "real")) == []
+    assert len(load_dataset(tmp_path / "real").cases["validation"]) == 1
+    assert asked["dataset"] == tmp_path / "real"
     assert asked["preset"] == "compact"
+    organs = {name.removeprefix("volume: ") for name in read_json(tmp_path / "results.json")}
+    assert organs >= {"lungs", "heart", "body", "mean"}
     picture = np.asarray(Image.open(tmp_path / "stages.png"))
     assert picture.std() > 10
-    assert "stages.png" in capsys.readouterr().out
+    assert "a pair of the WGAN" in capsys.readouterr().out

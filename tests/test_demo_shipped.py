@@ -169,7 +169,7 @@ def test_medgen3d_is_shown_stage_by_stage(
 
     def generate(folder: Path, *rest: Any, options: Any) -> Path:
         asked.append((folder, *rest))
-        assert options == {demo_shipped.REFINER: {"combine": "alternate"}}
+        assert options == demo_shipped.MEDGEN3D_OPTIONS
         for name in ("labels", "images", "pairs"):
             # a head's extent: only what is near the labels may be shown
             tiny_dataset(folder / name, 2, (24, 24, 24), spacing=(8.0, 8.0, 8.0), validation=0)

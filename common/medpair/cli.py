@@ -45,6 +45,7 @@ def phantom(
     size: Sequence[int] | str | None = None,
     spacing: Sequence[float] | str | None = None,
     validation: int = 0,
+    label_group: str | None = None,
 ) -> None:
     """Simulate a labelled cohort as a dataset folder.
 
@@ -56,6 +57,7 @@ def phantom(
         size: voxels per axis, such as 128,128,64; default the kind's own.
         spacing: millimetres per axis; default the kind's own.
         validation: how many of the volumes go into the validation list.
+        label_group: store the labels merged: large_organs of thorax (lungs, heart, body).
     """
     from medpair.data.phantoms.cohort import write_phantom_cohort
 
@@ -68,6 +70,7 @@ def phantom(
         None if spacing is None else numbers(spacing),
         validation,
         progress=True,
+        label_group=label_group,
     )
     print(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pytest
 
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
+from medpair.data.files import DataError
 from medpair.data.phantoms.cohort import KINDS, write_phantom_cohort
 
 SMALL = {
@@ -61,6 +63,28 @@ def test_left_lung_lies_on_the_patients_left(tmp_path: Path) -> None:
     # In the world of a NIfTI file x grows to the patient's right.
     assert world["left_lung"][0] < -20 < 20 < world["right_lung"][0]
     assert world["heart"][0] < 0
+
+
+def test_classes_can_be_stored_merged(tmp_path: Path) -> None:
+    size, spacing = SMALL["thorax"]
+    for folder, group in (("all", None), ("merged", "large_organs")):
+        write_phantom_cohort(
+            "thorax", tmp_path / folder, 1, size=size, spacing=spacing, label_group=group
+        )
+        assert check_dataset(tmp_path / folder) == []
+    whole, merged = load_dataset(tmp_path / "all"), load_dataset(tmp_path / "merged")
+    assert merged.labels().names == ("background", "lungs", "heart", "body")
+    assert merged.labels() == replace(whole.labels("large_organs"), values=((0,), (1,), (2,), (3,)))
+    one, two = (
+        np.asarray(nib.load(folder.split("training")[0].label).dataobj)
+        for folder in (whole, merged)
+    )
+    assert (whole.labels("large_organs").encode(one) == two).all()
+    with pytest.raises(DataError, match=r"expected volumes made as asked for now"):
+        write_phantom_cohort("thorax", tmp_path / "merged", 1, size=size, spacing=spacing)
+    with pytest.raises(DataError, match=r"label_group: expected one of \[\], found 'lobes'"):
+        write_phantom_cohort("brain", tmp_path / "brain", 1, label_group="lobes")
+    assert not (tmp_path / "brain").exists()
 
 
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:

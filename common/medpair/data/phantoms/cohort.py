@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import DataError, Volume, read_json, write_json, write_volume
+from medpair.data.labels import LabelMap
 from medpair.data.phantoms import Phantom
 from medpair.data.phantoms.brain import BRAIN_LABELS, brain_phantom
-from medpair.data.phantoms.thorax import THORAX_LABELS, thorax_phantom
+from medpair.data.phantoms.thorax import THORAX_GROUPS, THORAX_LABELS, thorax_phantom
 from medpair.data.phantoms.vessels import vessel_phantom
 from medpair.data.sampling import derive_seed
 
@@ -29,6 +30,7 @@ class Kind:
         channel: name of its image.
         size: voxels per axis unless told otherwise.
         spacing: mm per axis unless told otherwise.
+        groups: merges of its classes, as ``label_groups`` of a ``dataset.json``.
     """
 
     make: Callable[..., Phantom]
@@ -36,6 +38,7 @@ class Kind:
     channel: str
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
+    groups: dict[str, Any] = field(default_factory=dict)
 
 
 KINDS: dict[str, Kind] = {
@@ -46,7 +49,9 @@ KINDS: dict[str, Kind] = {
         (128, 128, 64),
         (0.5, 0.5, 0.7),
     ),
-    "thorax": Kind(thorax_phantom, THORAX_LABELS, "CT", (128, 128, 96), (3.0, 3.0, 3.0)),
+    "thorax": Kind(
+        thorax_phantom, THORAX_LABELS, "CT", (128, 128, 96), (3.0, 3.0, 3.0), THORAX_GROUPS
+    ),
     "brain": Kind(brain_phantom, BRAIN_LABELS, "T1 (simulated)", (90, 120, 120), (2.0, 2.0, 2.0)),
 }
 
@@ -60,19 +65,22 @@ def write_phantom_cohort(
     spacing: Sequence[float] | None = None,
     validation: int = 0,
     progress: bool = False,
+    label_group: str | None = None,
 ) -> Path:
     """Write a simulated cohort; volumes that are there already are kept.
 
     Volume ``i`` depends on (kind, seed, i, size, spacing) alone. The last ``validation`` of the
     ``count`` volumes go into the validation list. ``size`` (voxels) and ``spacing`` (mm) are the
-    kind's own unless given.
+    kind's own unless given. With ``label_group``, a merge of the kind's classes, the label maps are
+    stored merged.
 
     Returns:
         The path of ``dataset.json``.
 
     Raises:
         ValueError: if the kind is unknown, or the counts do not fit.
-        DataError: if the folder holds volumes that were simulated otherwise.
+        DataError: if the folder holds volumes that were simulated otherwise, or there is no such
+            merge.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {sorted(KINDS)}, found {kind!r}")
@@ -82,20 +90,30 @@ def write_phantom_cohort(
     size = made.size if size is None else tuple(size)
     spacing = made.spacing if spacing is None else tuple(spacing)
     root = Path(folder)
-    _claim(root, {"kind": kind, "seed": seed, "size": list(size), "spacing": list(spacing)})
+    own = {"labels": made.labels, "label_groups": made.groups}
+    merge = LabelMap.from_dataset_json(own, label_group)
+    claim = {"kind": kind, "seed": seed, "size": list(size), "spacing": list(spacing)}
+    _claim(root, claim if label_group is None else claim | {"label_group": label_group})
     splits: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
     for index in tqdm(range(count), unit="volume", disable=not progress):
         split = "training" if index < count - validation else "validation"
         paths = entry(f"{kind}_{index:04d}", split, roi=True)
         splits[split].append(paths)
         if not all((root / path).exists() for path in paths.values()):
-            _write(root, paths, made.make(size, seed=derive_seed(seed, index), spacing=spacing))
+            phantom = made.make(size, seed=derive_seed(seed, index), spacing=spacing)
+            if label_group is not None:
+                phantom = replace(phantom, label=merge.encode(phantom.label))
+            _write(root, paths, phantom)
+    groups: dict[str, Any] = (
+        {"label_groups": made.groups} if made.groups and label_group is None else {}
+    )
     return write_dataset_json(
         root,
         f"simulated_{kind}",
-        dict(made.labels),
+        {name: value for value, name in enumerate(merge.names)},
         splits,
         {"0": made.channel},
+        **groups,
         description=f"simulated by medpair phantom {kind}, seed {seed}; no person's data",
         licence="Apache-2.0",
     )

@@ -34,7 +34,7 @@ from medpair.data.phantoms.thorax_bones import draw_bones, paint_bones
 from medpair.data.phantoms.thorax_build import Build, draw_build
 from medpair.data.sampling import numpy_generator
 
-__all__ = ["THORAX_LABELS", "thorax_phantom"]
+__all__ = ["THORAX_GROUPS", "THORAX_LABELS", "thorax_phantom"]
 
 THORAX_LABELS = {
     "background": 0,
@@ -45,6 +45,14 @@ THORAX_LABELS = {
     "trachea": 5,
     "spinal_cord": 6,
     "body": 7,
+}
+# what is large enough to be seen at 10 mm and more
+THORAX_GROUPS = {
+    "large_organs": {
+        "1": {"name": "lungs", "values": [1, 2]},
+        "2": {"name": "heart", "values": [3]},
+        "3": {"name": "body", "values": [4, 5, 6, 7]},
+    }
 }
 CORD_RADIUS = 5.5  # mm
 COUNTER = 11  # of this kind of phantom: its volumes share no random numbers with another's
