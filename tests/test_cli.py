@@ -249,3 +249,26 @@ def test_help_lists_what_a_verb_takes_and_nothing_else(
     page = capsys.readouterr().err
     assert "medpair phantom KIND OUTPUT_DIR <flags>" in page
     assert "metadata" not in page.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "of"),
+    [
+        (("generate", "medgen3d", "--help"), "generate FAMILY"),
+        (("phantom", "vessels", "folder", "-h"), "phantom KIND"),
+        (("report", "--real", "a", "--help", "--synthetic", "b"), "report REAL"),
+        (("export", "nnunet", "a", "b", "--help"), "export nnunet DATASET"),
+        (("check", "folder", "--unknown", "--help"), "check DATASET"),
+    ],
+)
+def test_asked_for_help_nothing_is_run(
+    words: tuple[str, ...],
+    of: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert verbs_as_called(monkeypatch, *words) == 0
+    assert f"medpair {of}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

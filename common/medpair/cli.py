@@ -191,7 +191,7 @@ def main() -> None:
     from medpair.cli_convert import EXPORTS, IMPORTS
     from medpair.cli_evidence import report, utility
     from medpair.cli_share import global_model, pack, verify
-    from medpair.flags import read_by_annotations, refuse_unknown_flags
+    from medpair.flags import help_alone, read_by_annotations, refuse_unknown_flags
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     verbs: dict[str, Any] = {
@@ -209,9 +209,10 @@ def main() -> None:
         "global_model": global_model,
     }
     try:
-        refuse_unknown_flags(verbs, sys.argv[1:])
+        words = help_alone(verbs, sys.argv[1:])
+        refuse_unknown_flags(verbs, words)
         read_by_annotations(verbs)
-        fire.Fire(verbs, name="medpair")
+        fire.Fire(verbs, command=words, name="medpair")
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"medpair: {error}", file=sys.stderr)
         sys.exit(1)

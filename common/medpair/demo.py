@@ -40,8 +40,10 @@ DEMO_THORAX: dict[str, Any] = {
     "label_group": "large_organs",
 }
 DEMO_PATCH = [64, 64, 48]
-DEMO_WGAN = {"max_epochs": 10, "iterations_per_epoch": 50, "val_interval": 2, "batch_size": 4}
-DEMO_WGAN |= {"filters": 128, "critic_filters": 128}
+DEMO_WGAN = {
+    **{"max_epochs": 10, "iterations_per_epoch": 50, "val_interval": 2, "batch_size": 4},
+    **{"filters": 128, "critic_filters": 128},
+}
 DEMO_UNET = {"max_epochs": 5, "iterations_per_epoch": 25, "val_interval": 5, "batch_size": 4}
 # The user's own volumes, about which nothing is known, are worth some minutes more
 OWN_WGAN = {"max_epochs": 20, "iterations_per_epoch": 60, "val_interval": 3, "batch_size": 4}

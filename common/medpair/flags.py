@@ -63,6 +63,29 @@ def refuse_unknown_flags(
         raise ValueError(f"{word}: expected a flag of {command} {verb}, found none{hint}")
 
 
+def help_alone(verbs: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+    """Return the verb and ``--help`` where a command line asks for help anywhere, or all its words.
+
+    Fire runs a verb that has all it needs, and then helps with what the verb returns:
+    ``medpair generate medgen3d --help`` began to generate.
+
+    Args:
+        verbs: functions by name; a mapping in place of a function holds verbs of its own.
+        words: of the command line.
+    """
+    own = list(words[: words.index("--")] if "--" in words else words)
+    if not {"--help", "-h"} & set(own):
+        return list(words)
+    path: list[str] = []
+    level: Any = verbs
+    for word in own:
+        if not isinstance(level, Mapping) or word not in level:
+            break
+        path.append(word)
+        level = level[word]
+    return [*path, "--help"]
+
+
 def read_by_annotations(verbs: Mapping[str, Any]) -> None:
     """Have Fire read the words of a command line as the verbs' annotations say.
 
