@@ -104,8 +104,8 @@ def generate(
             gets an image.
         models: folder with the weights of an earlier run (its models); default the bundles' own.
             Not with dataset_dir.
-        preset: overlay for training, with dataset_dir: compact (for a CPU), finetune (from the weights
-            that come with the bundles).
+        preset: overlay for training, with dataset_dir: compact (for a CPU), or finetune (from the
+            weights that come with the bundles).
         label_group: merge of labels, of dataset_dir or of labels.
         spacing: millimetres per axis to train at, such as 2,2,2; with dataset_dir.
         slicing_axis: axial, coronal or sagittal; with dataset_dir.
