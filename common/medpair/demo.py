@@ -41,8 +41,12 @@ DEMO_THORAX: dict[str, Any] = {
 }
 DEMO_PATCH = [64, 64, 48]
 DEMO_WGAN = {
-    **{"max_epochs": 10, "iterations_per_epoch": 50, "val_interval": 2, "batch_size": 4},
-    **{"filters": 128, "critic_filters": 128},
+    "max_epochs": 10,
+    "iterations_per_epoch": 50,
+    "val_interval": 2,
+    "batch_size": 4,
+    "filters": 128,
+    "critic_filters": 128,
 }
 DEMO_UNET = {"max_epochs": 5, "iterations_per_epoch": 25, "val_interval": 5, "batch_size": 4}
 # The user's own volumes, about which nothing is known, are worth some minutes more
@@ -51,7 +55,7 @@ OWN_UNET = {"max_epochs": 16, "iterations_per_epoch": 25, "val_interval": 8, "ba
 DEMO_SYNTHETIC = 80
 # Of each cohort, for the report: its time grows with the square
 DEMO_REPORT = 20
-# The second method, on the same thoraxes: each stage trained for a minute or less
+# The second method, on the same thoraxes: each stage trained for a minute or so
 DEMO_MEDGEN3D_SAMPLES = 4
 DEMO_MEDGEN3D: dict[str, dict[str, Any]] = {
     LABELS: {"train_max_epochs": 4, "train_batch_size": 8, "steps": 10, "evidence": 0.25},

@@ -104,16 +104,17 @@ def write_phantom_cohort(
             if label_group is not None:
                 phantom = replace(phantom, label=merge.encode(phantom.label))
             _write(root, paths, phantom)
-    groups: dict[str, Any] = (
-        {"label_groups": made.groups} if made.groups and label_group is None else {}
-    )
+    labels = dict(made.labels)
+    more: dict[str, Any] = {"label_groups": made.groups} if made.groups else {}
+    if label_group is not None:
+        labels, more = {name: value for value, name in enumerate(merge.names)}, {}
     return write_dataset_json(
         root,
         f"simulated_{kind}",
-        {name: value for value, name in enumerate(merge.names)},
+        labels,
         splits,
         {"0": made.channel},
-        **groups,
+        **more,
         description=f"simulated by medpair phantom {kind}, seed {seed}; no person's data",
         licence="Apache-2.0",
     )
