@@ -38,7 +38,7 @@ def test_required_packages_are_those_that_are_imported(name: str) -> None:
     text = "".join((configs / f"{kind}.json").read_text() for kind in ("train", "inference"))
     modules = {path.rpartition(".")[0] for path in re.findall(r'"(medpair(?:\.\w+)+)"', text)}
     assert len(modules) > 5
-    called = {"PIL": "pillow", "ignite": "pytorch-ignite"}
+    called = {"PIL": "pillow", "ignite": "pytorch-ignite", "cc3d": "connected-components-3d"}
     needed = {called.get(package, package) for package in imported(modules)}
     stated = read_json(configs / "metadata.json")["required_packages_version"]
     assert needed <= {"monai", "torch", "numpy", *stated}

@@ -75,8 +75,7 @@ def test_classes_do_not_touch_each_other():
     assert in_order(component_sizes(np.zeros((4, 5, 6), np.uint8), 2)) == [[], []]
 
 
-def test_positions_beyond_32_bits():
-    # as many classes as a whole parcellation on a large volume would need: positions in 64 bits
+def test_classes_of_a_whole_parcellation():
     classes = np.zeros((40, 200, 300), np.uint16)
     classes[10:20, 50:60, 100:120] = 900
     classes[30, 199, 299] = 900
