@@ -358,6 +358,8 @@ def test_a_stage_that_fails_stops_the_chain(
 
 def test_values_reach_the_runner_as_they_are(tmp_path: Path) -> None:
     knobs = {"a": None, "b": True, "c": [1, 2.5], "d": "text", "e": {"k": 1}, "f": 3}
+    # which would be read as numbers, None, a pair, and as run
+    knobs |= {"g": "2024_05", "h": "5", "i": "None", "j": "a,b", "k": "run#2", "l": "it's#1"}
     command = chain.bundle_command(tmp_path / "bundle", ["train", "compact"], knobs)
     words = dict(zip(command[4::2], command[5::2], strict=True))
     folder = tmp_path / "bundle" / "configs"

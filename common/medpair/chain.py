@@ -10,7 +10,9 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+from fire.parser import DefaultParseValue
 
 from medpair.data.dataset import as_folders
 from medpair.data.files import DataError, read_json, write_json
@@ -58,9 +60,19 @@ def bundle_command(bundle: Path, configs: Sequence[str], overrides: Mapping[str,
     command += ["--config_file", paths[0] if len(paths) == 1 else str(paths)]
     command += ["--bundle_root", str(bundle)]
     for key, value in overrides.items():
-        # the runner reads Python literals: True, None, not true, null
-        command += [f"--{key}", value if isinstance(value, str) else repr(value)]
+        command += [f"--{key}", value if reads_as_typed(value) else repr(value)]
     return command
+
+
+def reads_as_typed(value: Any) -> TypeGuard[str]:
+    """Return whether the runner reads a value's text as that text.
+
+    It reads Python literals (True, None; not true, null), in text, too, which then needs quotes:
+    the label group 5, the folder 2024_05. A list in text is meant as a list.
+    """
+    if not isinstance(value, str):
+        return False
+    return value[:1] in ("[", "(", "{") or DefaultParseValue(value) == value
 
 
 def run_bundle(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.bundles.conftest import BUNDLES
 
 from medpair.data.files import DataError
-from medpair.engines.knobs import refuse_unknown_knobs
+from medpair.engines.knobs import refuse_misread_texts, refuse_unknown_knobs
 
 RUNNER = ["/venv/lib/monai/bundle/__main__.py", "run"]
 PRESETS = sorted(
@@ -76,6 +76,44 @@ def test_arguments_from_a_file_count_as_given(tmp_path: Path) -> None:
     arguments.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"num_sampels: .* did you mean num_samples"):
         refuse_unknown_knobs([*RUNNER, "--args_file", str(arguments)])
+
+
+@pytest.mark.parametrize(
+    ("key", "word", "read", "form"),
+    [
+        ("output_dir", "2024_05", "202405", "./2024_05"),
+        ("dataset_dir", "cohort#2", "'cohort'", "./cohort#2"),
+        ("dataset_dir", "[2024,2025]", "[2024, 2025]", "\"['./2024', './2025']\""),
+        ("output_dir", "a,b", "('a', 'b')", "./a,b"),
+        ("ckpt_path", "1e5", "100000.0", "./1e5"),
+        ("label_group", "4", "4", "\"'4'\""),
+    ],
+)
+def test_text_that_is_read_as_something_else_is_refused(
+    key: str, word: str, read: str, form: str
+) -> None:
+    with pytest.raises(DataError) as refusal:
+        refuse_misread_texts([*RUNNER, f"--{key}", word])
+    told = f"--{key} {word}: expected text, found what the runner reads as {read}; "
+    assert str(refusal.value) == f"{told}write --{key} {form}"
+    # and what it says to write is read as that text; the shell takes the outer quotes
+    refuse_misread_texts([*RUNNER, f"--{key}={form.strip(chr(34))}"])
+
+
+@pytest.mark.parametrize("word", ["runs/2024_05", "None", "my cohort", "['a','b']", "a-1", "C:\\x"])
+def test_text_that_is_read_as_it_is_passes(word: str) -> None:
+    refuse_misread_texts([*RUNNER, "--dataset_dir", word, "--max_epochs", "3"])
+
+
+def test_a_folder_read_as_a_number_ends_the_real_command_before_it_writes(tmp_path: Path) -> None:
+    words = ["--config_file", config("wgan_sn_mp", "inference"), "--output_dir", "2024_05"]
+    words += ["--bundle_root", str(BUNDLES / "wgan_sn_mp")]
+    command = [sys.executable, "-m", "monai.bundle", "run", *words]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("medpair: --output_dir 2024_05: expected text, found what the runner")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_real_command_ends_with_one_line(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Misspelt knobs: MONAI's runner takes any ``--key`` in silence, known or not.
 
 The command line and the config files are read again, without touching MONAI: a knob must be an
-entry of a config, or be referred to by one (``@knob``).
+entry of a config, or be referred to by one (``@knob``). Nor does it say what Fire made of a word.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ RUNNER = {
 # What can be run: the three of every config, and what an overlay adds for --run_id
 RUNS = {"initialize", "run", "finalize", "write_initial"}
 REFERENCE = re.compile(r"@(\w+)")
+# Knobs that are text: folders, files, names; dataset_dir may be a list of them
+TEXTS = ("bundle_root", "dataset_dir", "output_dir", "ckpt_path", "segmenter")
+NAMES = ("label_group", "real_label_group")
 
 
 def refuse_unknown_knobs(argv: Sequence[str] | None = None) -> None:
@@ -40,10 +43,9 @@ def refuse_unknown_knobs(argv: Sequence[str] | None = None) -> None:
     Raises:
         DataError: names the knob, the config, and the knob that it resembles.
     """
-    words = list(sys.argv if argv is None else argv)
-    if Path(words[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or words[1:2] != ["run"]:
+    given = _given(argv)
+    if given is None:
         return
-    given = _options(words[2:])
     if "args_file" in given:
         given = {**read_json(given["args_file"]), **given}
     if "config_file" not in given:
@@ -60,6 +62,48 @@ def refuse_unknown_knobs(argv: Sequence[str] | None = None) -> None:
         _check(config, known, f"{path}: ", files[0].name)
     known |= {top_of(key) for config in configs for key in config}
     _check({key: None for key in given if key not in RUNNER}, known, "--", _names(files))
+
+
+def refuse_misread_texts(argv: Sequence[str] | None = None) -> None:
+    """Refuse a folder, file or name that Fire reads as something else than was typed.
+
+    It takes every word for a Python literal if it can: the folder 2024_05 for the number 202405,
+    and run#2, of which the rest looks like a comment, for run.
+
+    Args:
+        argv: the command line; default this process's.
+
+    Raises:
+        DataError: names the knob, what was typed, what it was read as, and how to write it.
+    """
+    from fire.parser import DefaultParseValue
+
+    given = _given(argv) or {}
+    for key in (*TEXTS, *NAMES):
+        word = given.get(key)
+        if word is None or word[:1] in ("'", '"'):
+            continue
+        found = DefaultParseValue(word)
+        if found is None or found == word:
+            continue
+        form = f"./{word}" if key in TEXTS else f"\"'{word}'\""
+        if isinstance(found, (list, tuple)) and key == "dataset_dir":
+            if all(isinstance(folder, str) for folder in found):
+                continue
+            folders = [f"./{folder.strip()}" for folder in word.strip("[]()").split(",")]
+            form = f'"{folders}"'
+        raise DataError(
+            f"--{key} {word}: expected text, found what the runner reads as {found!r}; "
+            f"write --{key} {form}"
+        )
+
+
+def _given(argv: Sequence[str] | None) -> dict[str, str] | None:
+    """Return the options of ``python -m monai.bundle run``; None for any other program."""
+    words = list(sys.argv if argv is None else argv)
+    if Path(words[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or words[1:2] != ["run"]:
+        return None
+    return _options(words[2:])
 
 
 def _check(keys: Mapping[str, Any], known: set[str], where: str, config: str) -> None:

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 
 from medpair.data.files import DataError
 from medpair.engines.config_errors import argument_refusal
-from medpair.engines.knobs import refuse_unknown_knobs
+from medpair.engines.knobs import refuse_misread_texts, refuse_unknown_knobs
 from medpair.engines.overrides import refuse_unknown_overrides
 from medpair.engines.tracking import suit_tracking
 from medpair.sharing.own_code import require_own_code
@@ -33,10 +33,10 @@ def plain_refusals(bundle_root: str | Path | None = None, hooks: bool = True) ->
     So it does on wrong arguments of a component (see ``medpair.engines.config_errors``).
 
     Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
-    first things that are refused are another bundle's code and a knob that does not exist, given on
-    the command line or from Python. A tracking server that is down is no reason to end. On SIGTERM
-    the process removes what it has half written, and exits with 143 (a training finishes its step
-    first).
+    first things that are refused are another bundle's code, a knob that does not exist, given on
+    the command line or from Python, and a folder that was read as a number. A tracking server that
+    is down is no reason to end. On SIGTERM the process removes what it has half written, and exits
+    with 143 (a training finishes its step first).
 
     Args:
         bundle_root: the bundle's folder; None: do not ask whose code runs.
@@ -48,6 +48,7 @@ def plain_refusals(bundle_root: str | Path | None = None, hooks: bool = True) ->
     if bundle_root is not None:
         require_own_code(bundle_root)
     refuse_unknown_knobs()
+    refuse_misread_texts()
     refuse_unknown_overrides()
     suit_tracking()
 
