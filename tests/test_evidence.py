@@ -23,8 +23,9 @@ from medpair.evidence import (
 from medpair.report.build import Cohorts
 from medpair.report.pairs import open_pairs
 from medpair.report.verdict import summary
-from tests.bundles.conftest import BUNDLES
+from tests.bundles.conftest import BUNDLES, SMALL_UNET, run
 from tests.conftest import tiny_dataset
+from tests.pretended_gpu import pretended_gpu
 
 
 def moved_to(folder: Path, split: str) -> Path:
@@ -113,6 +114,32 @@ def test_the_verb_ends_with_the_verdict_and_the_page(
     text = page.read_text(encoding="utf-8")
     assert all(f"<p>{escape(sentence)}</p>" in text for sentence in sentences)
     assert "copies of training cases was not examined" in said
+
+
+def test_networks_of_a_report_run_on_a_gpu_where_there_is_one(tmp_path: Path) -> None:
+    grid: Any = {"size": (16, 16, 16), "spacing": (11.0, 12.0, 10.0)}
+    write_phantom_cohort("brain", tmp_path / "real", 6, seed=0, validation=2, **grid)
+    write_phantom_cohort("brain", tmp_path / "made", 4, seed=7, **grid)
+    real, made = tmp_path / "real", tmp_path / "made"
+    run(
+        "unet_segmentation",
+        ["train"],
+        dataset_dir=str(real),
+        output_dir=str(tmp_path / "segmenter"),
+        **{**SMALL_UNET, "max_epochs": 1},
+    )
+    asked: Any = {
+        "holdout": real,
+        "parts": "alignment,privacy",
+        "segmenter": tmp_path / "segmenter" / "model.pt",
+    }
+    run_report(real, made, tmp_path / "cpu", **asked)
+    with pretended_gpu() as gpu:
+        run_report(real, made, tmp_path / "gpu", **asked)
+        assert gpu.transfers
+    one, two = (read_json(tmp_path / device / "report.json") for device in ("cpu", "gpu"))
+    assert one["alignment"] == two["alignment"]
+    assert one["privacy"] == two["privacy"]
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

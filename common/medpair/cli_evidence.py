@@ -28,7 +28,7 @@ def report(
     slicing_axis: str = "axial",
     max_volumes: int = 200,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     whole_images: bool = False,
     bundles: str = "bundles",
 ) -> None:
@@ -56,7 +56,7 @@ def report(
         slicing_axis: of the slices whose overlap is taken: axial, coronal or sagittal.
         max_volumes: use so many of each cohort, drawn by the seed.
         seed: of all draws.
-        device: cpu or cuda.
+        device: cpu or cuda; default a GPU where there is one.
         whole_images: show whole images even where they could hold a face.
         bundles: the folder with the bundles; default here, or where MedPair lies.
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from medpair.chain import SEGMENTATION, find_bundles, train_step
 from medpair.data.dataset import Case, load_dataset
@@ -83,7 +84,6 @@ class Evidence:
                 "dataset_dir": str(real.folder.root.resolve()),
                 "max_epochs": self.segmenter_epochs,
                 "has_validation": False,
-                "device": self.device,
                 "seed": self.seed,
                 "label_group": self.label_group,
                 "spacing": None if real.spacing is None else list(real.spacing),
@@ -92,6 +92,7 @@ class Evidence:
             # a folder for each cohort and length: another one does not find this one's weights
             mark = fingerprint([real.state(), knobs])[:8]
             folder = self.output / "segmenter" / mark
+            knobs["device"] = self.device
             train_step(folder, find_bundles(self.bundles) / SEGMENTATION, ["train"], knobs)
             path = folder / "model.pt"
         network = SegmenterBottleneck(path, self.device)
@@ -214,7 +215,7 @@ def run_report(
     axis: int = 2,
     max_volumes: int = 200,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     whole_images: bool = False,
     bundles: str | Path = "bundles",
 ) -> Path:
@@ -227,6 +228,8 @@ def run_report(
     for key, (value, least) in {**numbers, "seed": (seed, 0)}.items():
         if not isinstance(value, int) or value < least:
             raise DataError(f"{key}: expected a whole number of {least} or more, found {value!r}")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.split(":")[0] not in ("cpu", "cuda"):
         raise DataError(f"device: expected cpu or cuda, found {device!r}")
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
