@@ -50,9 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
                 with options.output.open("a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(line) + "\n" for line in new))
                 print(f"{solver} {steps}, seed {seed}: {len(new)} made", file=sys.stderr)
-    inferer = LabelVolumeInferer(card)
+    inferer = LabelVolumeInferer(card, evidence=options.evidence)
     real = real_lines(inferer, options.dataset_dir, options.label_group)
-    same = {"weights": weights, "evidence": options.evidence}
+    same = {"weights": weights, "evidence": inferer.evidence}
     mine = [line for line in lines if same.items() <= line.items()]
     print(describe_steps(mine, real, inferer.cohort.labels[1:]))
 
@@ -86,7 +86,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=[0, 1])
     parser.add_argument("--volumes", type=int, default=8, help="of each seed; 0: the table alone")
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--evidence", type=float, default=1.0)
+    parser.add_argument("--evidence", type=float, help="default: what the weights say")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args(arguments)
 

@@ -89,7 +89,9 @@ def test_named_weights_have_cards_of_their_own(trained: Path, dataset: str, tmp_
 
 
 def test_named_segmenters_predict_and_judge(trained: Path, dataset: str, tmp_path: Path) -> None:
-    named = half(trained / "unet" / "model.pt", tmp_path / "brain.pt")
+    told = {"evidence": 0.85}
+    named = half(trained / "unet" / "model.pt", tmp_path / "brain.pt", told)
+    assert read_json(tmp_path / "brain.json")["sampling"] == told
     write_json(tmp_path / "model.json", {"task": "another's"})
     run(
         "unet_segmentation",
@@ -162,6 +164,8 @@ def test_only_a_trained_model_becomes_weights(trained: Path, tmp_path: Path) -> 
         half(model, tmp_path / "x.bin")
     with pytest.raises(DataError, match="expected another file than the training's"):
         half(model, model)
+    with pytest.raises(DataError, match="sampling: expected arguments of Sampling, found others"):
+        half(trained / "unet" / "model.pt", tmp_path / "out" / "x.pt", {"evidense": 0.85})
     assert not (tmp_path / "out").exists()
 
 

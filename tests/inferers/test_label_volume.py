@@ -601,6 +601,18 @@ def test_other_attempts_are_another_origin_where_volumes_are_rejected(tmp_path: 
         writer_of(tmp_path / "out", content, reject=True, attempts=3)
 
 
+def test_weights_may_say_how_they_are_sampled_from() -> None:
+    model = card(diffusion={"timesteps": 100, "objective": "classes", "schedule": "cosine"})
+    assert LabelVolumeInferer(model).evidence == 1
+    model["sampling"] = {"evidence": 0.85}
+    assert LabelVolumeInferer(model).origin()["evidence"] == 0.85
+    assert LabelVolumeInferer(model, evidence=0.5).evidence == 0.5
+    for wrong in ({"evidence": "much"}, {"evidence": 2}, {"evidence": True}, {"steps": 3}, [0.85]):
+        model["sampling"] = wrong
+        with pytest.raises(DataError, match=r"model\.json: sampling: expected"):
+            LabelVolumeInferer(model)
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     content = card()
     for options, message in [

@@ -76,6 +76,22 @@ class SliceOrder:
             )
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How weights are sampled from where nothing else is asked for: ``sampling`` of a card.
+
+    Attributes:
+        evidence: weight of what a voxel's noisy code says of itself (objective ``classes``).
+    """
+
+    evidence: float = 1.0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.evidence, (int, float)) and not isinstance(self.evidence, bool)
+        if not number or not 0 <= self.evidence <= 1:
+            raise ValueError(f"evidence: expected a number from 0 to 1, found {self.evidence!r}")
+
+
 class Card(dict[str, Any]):
     """The content of a ``model.json``, and where it lies."""
 

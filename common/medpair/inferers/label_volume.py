@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from medpair.data.card import SliceOrder, network_of, part_of
+from medpair.data.card import Sampling, SliceOrder, network_of, part_of
 from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
 from medpair.data.files import DataError
 from medpair.data.label_codes import LabelCode
@@ -89,6 +89,7 @@ class LabelVolumeInferer:
             slices are noised like the others and not marked.
         evidence: for the objective ``classes``: weight of what a voxel's noisy code says of itself.
             1 is Bayes' rule, as in training; after a short training less of it leaves fewer specks.
+            None: what the card says (``sampling``), else 1.
         sizes: for a network that is told the classes' sizes: those wanted, {class: standard
             deviations from the cohort's mean, of the logarithm}. The others, all by default, are
             drawn for each volume as they vary in the cohort.
@@ -107,7 +108,7 @@ class LabelVolumeInferer:
         solver: Solver | None = None,
         steps: int | None = None,
         guidance: float = 1.0,
-        evidence: float = 1.0,
+        evidence: float | None = None,
         sizes: Mapping[str, float] | None = None,
         height: int | None = None,
         reject: bool = False,
@@ -143,6 +144,9 @@ class LabelVolumeInferer:
         self.steps = few if steps is None else steps
         self.grid = times(self.diffusion.schedule, self.solver, self.steps)
         self.guidance = float(guidance)
+        if evidence is None:
+            usual = part_of(card, "sampling", Sampling) if "sampling" in card else Sampling()
+            evidence = usual.evidence
         self.evidence = float(evidence)
         self.seed = seed
         self.reject = reject

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from medpair import __version__
-from medpair.data.card import TRAINING, card_path, read_plain_card
+from medpair.data.card import TRAINING, Sampling, card_path, part_of, read_plain_card
 from medpair.data.files import (
     DataError,
     file_sha256,
@@ -45,7 +45,7 @@ DIGITS = 5
 APART = ("cases", "dataset_dir")
 
 
-def half(model_pt: str | Path, out: str | Path) -> Path:
+def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | None = None) -> Path:
     """Write weights in half precision, and their card beside them.
 
     float32 and bfloat16 become float16; whole numbers (counters of BatchNorm) and float64 stay as
@@ -54,6 +54,7 @@ def half(model_pt: str | Path, out: str | Path) -> Path:
     Args:
         model_pt: a training's ``model.pt``, its card beside it.
         out: the file to write, such as ``models/NAME.pt``; the card is ``models/NAME.json``.
+        sampling: how they are to be sampled from, for the card (``medpair.data.card.Sampling``).
 
     Returns:
         ``out``.
@@ -67,6 +68,9 @@ def half(model_pt: str | Path, out: str | Path) -> Path:
         raise DataError(f"{target}: expected a name that ends in .pt")
     if target.resolve() == source.resolve():
         raise DataError(f"{target}: expected another file than the training's")
+    asked = {} if sampling is None else {"sampling": sampling}
+    if asked:
+        part_of(asked, "sampling", Sampling)
     card = read_plain_card(source)
     kind = next((key for key in BUILDERS if key in card), None)
     if kind is None:
@@ -75,7 +79,8 @@ def half(model_pt: str | Path, out: str | Path) -> Path:
     # what is shipped is proved to load as inference loads it
     BUILDERS[kind](card).load_state_dict(state)
     save_torch(target, state)
-    write_json(target.with_suffix(".json"), read_json(card.path))
+    content = read_json(card.path)
+    write_json(target.with_suffix(".json"), {**content, **asked})
     return target
 
 
@@ -104,6 +109,7 @@ def ship(
     dataset_dir: str | Sequence[str],
     command: str,
     machine: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights in half precision, their card, and the record of their training.
 
@@ -114,10 +120,11 @@ def ship(
         dataset_dir: the dataset folder, or folders, that it was trained on.
         command: the command line that trained it.
         machine: which machine did; default this one's description.
+        sampling: how they are sampled from where nothing else is asked for: {'evidence': 0.85}.
     """
     run = Path(model_pt).parent
     record = training_record(run, dataset_dir, str(command), machine)
-    path = half(model_pt, out)
+    path = half(model_pt, out, sampling)
     weights = {
         "weights": path.name,
         "sha256": file_sha256(path),
