@@ -27,7 +27,7 @@ RUNNER = {
 RUNS = {"initialize", "run", "finalize", "write_initial"}
 REFERENCE = re.compile(r"@(\w+)")
 # Knobs that are text: folders, files, names; dataset_dir may be a list of them
-TEXTS = ("bundle_root", "dataset_dir", "output_dir", "ckpt_path", "segmenter")
+TEXTS = ("bundle_root", "dataset_dir", "output_dir", "ckpt_path")
 NAMES = ("label_group", "real_label_group")
 
 
