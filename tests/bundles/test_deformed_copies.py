@@ -1,4 +1,4 @@
-"""Deformed copies in training: MedGen3D's three stages see them, and remember that they did."""
+"""Deformed copies in training: generators see them, and remember that they did."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from tests.bundles.conftest import (
     SMALL_MCDPM,
     SMALL_REFINER,
     SMALL_VID2VID,
+    SMALL_WGAN,
     run,
     workflow,
 )
 
 STAGES = {
+    "wgan_sn_mp": SMALL_WGAN,
     "medgen3d_mcdpm": {**SMALL_MCDPM, "size_conditioning": True},
     "medgen3d_vid2vid": {**SMALL_VID2VID, "contrast_conditioning": True},
     "medgen3d_semantic_refiner": SMALL_REFINER,
@@ -34,18 +36,20 @@ def parts(bundle: str, dataset: str, output: Path, **settings: Any) -> dict[str,
     return {name: parser.get_parsed_content(name) for name in names}
 
 
+def cases_of(dataset: Any) -> list[str]:
+    """Return the case of each of a training's volumes."""
+    if hasattr(dataset, "volumes"):
+        return [volume.case for volume in dataset.volumes]
+    return list(getattr(dataset, "pairs", dataset).cases)
+
+
 @pytest.mark.parametrize("bundle", STAGES)
 def test_copies_are_trained_on_but_are_not_the_cohort(
     bundle: str, dataset: str, tmp_path: Path
 ) -> None:
     plain = parts(bundle, dataset, tmp_path)
     more = parts(bundle, dataset, tmp_path, deformed_copies=2)
-    cases = [
-        part["train#dataset"].cases
-        if bundle.endswith("mcdpm")
-        else part["train#dataset"].pairs.cases
-        for part in (plain, more)
-    ]
+    cases = [cases_of(part["train#dataset"]) for part in (plain, more)]
     assert cases[1] == cases[0] + [case for case in cases[0] for _ in range(2)]
     assert plain["cohort"] == more["cohort"]
     for name in ("size_traits", "contrast_traits"):
@@ -60,7 +64,7 @@ def test_copies_are_trained_on_but_are_not_the_cohort(
         assert len(two) == 3 * len(one) == len(cases[1])
         np.testing.assert_array_equal(two[: len(one)], one)
         assert not np.array_equal(two[len(one)], one[0])  # a copy's own
-    items = [more["train#dataset"][(0, index)] for index in range(20)]
+    items = [more["train#dataset"][(0, index)] for index in range(len(cases[1]))]
     first = next(key for key in items[0] if key.startswith("label"))
     shapes = {tuple(item[first].shape) for item in items}
     assert shapes == {tuple(plain["train#dataset"][(0, 0)][first].shape)}

@@ -134,6 +134,16 @@ def test_an_interrupted_run_goes_on_identically_and_its_card_never_says_too_litt
     assert card_of(tmp_path) == card_of(trained)
 
 
+def test_deformed_copies_leave_the_guarantee_as_it_is(dataset: str, tmp_path: Path) -> None:
+    """What is accounted for is what is drawn from: volumes, each with its copies."""
+    need_opacus()
+    given = {"dataset_dir": dataset, "output_dir": str(tmp_path), **PRIVATE, "deformed_copies": 2}
+    parser = workflow("wgan_sn_mp", CONFIGS, **given).parser
+    drawn, budget = (parser.get_parsed_content(name) for name in ("train#records", "budget"))
+    assert len(parser.get_parsed_content("train#dataset").volumes) == 18
+    assert (len(drawn.records), drawn.rate) == (budget.records, budget.sample_rate) == (6, 2 / 6)
+
+
 def test_another_budget_is_another_run(trained: Path, dataset: str) -> None:
     with pytest.raises(RuntimeError) as caught:
         run(

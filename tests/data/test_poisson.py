@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -18,7 +19,7 @@ PATCH = (8, 8, 8)
 
 def patches(sizes: list[tuple[int, int, int]]) -> PatchDataset:
     volumes = [
-        LabelledVolume(np.full(size, index / 100, np.float32), np.ones(size, np.uint8))
+        LabelledVolume(np.full(size, index / 100, np.float32), np.ones(size, np.uint8), f"{index}")
         for index, size in enumerate(sizes)
     ]
     return PatchDataset(volumes, PATCH, random_patches=3)
@@ -50,6 +51,19 @@ def test_draws_depend_on_the_secret_and_every_counter() -> None:
     assert batches().chosen(1, 2, 3) == first
     others = [data.chosen(2, 2, 3), data.chosen(1, 3, 3), data.chosen(1, 2, 4)]
     assert all(other != first for other in [*others, batches(seed=8).chosen(1, 2, 3)])
+
+
+def test_deformed_copies_are_further_patches_of_their_volume() -> None:
+    """They add nothing to the chances of the volume, so that the guarantee stays what it was."""
+    volumes = patches([PATCH] * 10).volumes
+    copies = [replace(volume, image=-volume.image) for volume in volumes for _ in range(2)]
+    data = PoissonBatches(PatchDataset(volumes + copies, PATCH), 5, 1, SecretSeed(0))
+    assert data.records == [[n, 10 + 2 * n, 11 + 2 * n] for n in range(10)]
+    assert data.rate == 0.5
+    drawn = [index for step in range(500) for index in data.chosen(0, step, 0)]
+    third = [index for index in drawn if index in data.records[3]]
+    assert len(third) == pytest.approx(250, abs=5 * sqrt(125))
+    assert np.bincount(third).max() == pytest.approx(len(third) / 3, abs=40)
 
 
 def test_one_patch_of_a_volume_per_draw() -> None:

@@ -3,7 +3,8 @@
 Image and label map are bent together, so that whoever draws images to label maps loses nothing: a
 bent label map's image is the bent image. Where volumes are resampled to a coarser grid anyway,
 copies are taken from the volume as it is stored, voxel by voxel, with no interpolation: fine noise
-and sharp outlines are those of real images.
+and sharp outlines are those of real images. On their own grid images are read through cubic
+splines, which dampen noise less than straight lines between voxels do.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def deformed_copies(
         for copy in range(deform.copies):
             rng = numpy_generator(seed, number, copy)
             at = positions(label.shape, image.spacing, cohort.spacing, deform, rng)
-            bent = sample(image.array, at, order=0 if coarser else 1)
+            bent = sample(image.array, at, order=0 if coarser else 3)
             limits = cohort.intensity if cohort.channel.upper() == CT else robust_range(bent)
             result.append(
                 LabelledVolume(to_unit(bent, *limits), sample(label, at, order=0), case.name)
@@ -136,9 +137,8 @@ def positions(
     grid = np.einsum("ij,j...->i...", _turn(angles), grid - middle) + middle
     nodes = [int(np.ceil(n * step / NODE_DISTANCE)) + 1 for n, step in zip(size, new, strict=True)]
     bend = rng.normal(0, deform.millimetres, (3, *nodes))
-    places = [np.linspace(0, m - 1, n) for m, n in zip(nodes, size, strict=True)]
-    between = np.stack(np.meshgrid(*places, indexing="ij"))
-    grid += np.stack([map_coordinates(b, between, order=3, mode="nearest") for b in bend])
+    weights = [_spline(m, n) for m, n in zip(nodes, size, strict=True)]
+    grid += np.einsum("aijk,xi,yj,zk->axyz", bend, *weights, optimize=True)
     return grid / scale
 
 
@@ -148,6 +148,18 @@ def sample(array: np.ndarray, at: np.ndarray, order: int) -> np.ndarray:
         last = (np.array(array.shape) - 1)[:, None, None, None]
         return array[tuple(np.clip(np.rint(at).astype(int), 0, last))]
     return map_coordinates(array, at, order=order, mode="nearest")
+
+
+def _spline(nodes: int, size: int) -> np.ndarray:
+    """Return (size, nodes): the weight of each node at evenly spaced places, by cubic splines.
+
+    Splines are separable: three such matrices are the bend of a volume, without a look at 64
+    neighbours for every voxel.
+    """
+    places = np.linspace(0, nodes - 1, size)[None]
+    return np.stack(
+        [map_coordinates(node, places, order=3, mode="nearest") for node in np.eye(nodes)], axis=1
+    )
 
 
 def _turn(angles: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 The accountant of DP-SGD assumes Poisson sampling (Abadi et al. 2016): in every step each record is
 taken with probability ``batch_size / records``, independently, so that batches differ in size and
-may be empty. A record is a whole volume: one that is cut into patches gives one of them, drawn
-anew, whenever it is taken.
+may be empty. A record is a whole volume, together with any deformed copies of it: of all their
+patches it gives one, drawn anew, whenever it is taken.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ class PoissonBatches(Dataset[dict[str, torch.Tensor]]):
         iterations: int | None = None,
     ) -> None:
         self.patches = patches
-        self.records: list[list[int]] = [[] for _ in patches.volumes]
+        records: dict[str, list[int]] = {}
         for index, (volume, _) in enumerate(patches.data):
-            self.records[volume].append(index)
+            records.setdefault(patches.volumes[volume].case, []).append(index)
+        self.records = list(records.values())
         if not 1 <= batch_size <= len(self.records):
             raise ValueError(
                 f"batch_size: expected 1 to {len(self.records)}, the number of volumes, "
