@@ -227,7 +227,7 @@ def part_rule(cell: Cell, run: Any) -> tuple[int, int]:
     if cell.subject == "medgen3d_mcdpm":  # a row is a window; their number may be one more
         windows = 1 + math.ceil((cell.size - inferer.window) / (inferer.window - inferer.overlap))
         # the first window is alone, later ones go two by two
-        return 2 * inferer.steps, windows * inferer.steps
+        return 2 * inferer.sampler.steps, windows * inferer.sampler.steps
     if cell.subject == "medgen3d_vid2vid":
         return 8, cell.size
     if cell.subject == "medgen3d_semantic_refiner":

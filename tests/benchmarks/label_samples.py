@@ -50,6 +50,22 @@ def weights_id(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def span_of(inferer: LabelVolumeInferer) -> list[float] | None:
+    """Return where the sampler's steps begin and end, as JSON keeps it; None for everywhere."""
+    span = inferer.sampler.log_snr
+    return None if span is None else list(span)
+
+
+def span_option(text: str) -> list[float]:
+    """Read the option ``--log_snr=-4,0.5``."""
+    return [float(word) for word in text.split(",")]
+
+
+def where(solver: str, log_snr: list[float] | None) -> dict[str, Any]:
+    """Return the option for the solver that takes it."""
+    return {"log_snr": log_snr} if solver == "dpm_solver_pp" else {}
+
+
 def sample_lines(
     inferer: LabelVolumeInferer, network: nn.Module, indices: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -64,8 +80,9 @@ def sample_lines(
     seconds = (time.process_time() - start) / len(indices)
     made = {
         "weights": weights_id(network),
-        "solver": inferer.solver,
-        "steps": inferer.steps,
+        "solver": inferer.sampler.solver,
+        "steps": inferer.sampler.steps,
+        "log_snr": span_of(inferer),
         "seed": inferer.seed,
         "evidence": inferer.evidence,
         "calls": (inferer.evaluations - before) / len(indices),

@@ -19,7 +19,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from label_samples import open_model, real_lines, sample_lines, weights_id
+from label_samples import (
+    open_model,
+    real_lines,
+    sample_lines,
+    span_of,
+    span_option,
+    weights_id,
+    where,
+)
 from steps_table import describe_steps
 
 from medpair.data.card import Card
@@ -37,11 +45,14 @@ def main(arguments: list[str] | None = None) -> None:
     lines = whole_records(options.output) if options.output.exists() else []
     keep_records(options.output, lines)  # a torn last line would swallow the next
     weights = weights_id(network)
+    spans = []
     for solver in fitting(card, options.solvers):
         for seed, steps in itertools.product(options.seeds, options.steps):
-            inferer = LabelVolumeInferer(card, seed, solver, steps, evidence=options.evidence)
+            asked = {"evidence": options.evidence, **where(solver, options.log_snr)}
+            inferer = LabelVolumeInferer(card, seed, solver, steps, **asked)
             made = {"weights": weights, "solver": solver, "steps": steps, "seed": seed}
-            made["evidence"] = inferer.evidence
+            made |= {"evidence": inferer.evidence, "log_snr": span_of(inferer)}
+            spans.append(made["log_snr"])
             done = {line["index"] for line in lines if made.items() <= line.items()}
             missing = [index for index in range(options.volumes) if index not in done]
             for start in range(0, len(missing), options.batch_size):
@@ -53,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     inferer = LabelVolumeInferer(card, evidence=options.evidence)
     real = real_lines(inferer, options.dataset_dir, options.label_group)
     same = {"weights": weights, "evidence": inferer.evidence}
-    mine = [line for line in lines if same.items() <= line.items()]
+    mine = [line for line in lines if same.items() <= line.items() and line.get("log_snr") in spans]
     print(describe_steps(mine, real, inferer.cohort.labels[1:]))
 
 
@@ -87,6 +98,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--volumes", type=int, default=8, help="of each seed; 0: the table alone")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--evidence", type=float, help="default: what the weights say")
+    parser.add_argument("--log_snr", type=span_option, help="of dpm_solver_pp, such as =-4,0.5")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args(arguments)
 

@@ -23,7 +23,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from label_samples import FirstWindow, open_model, swapped, weights_id, window_statistics
+from label_samples import (
+    FirstWindow,
+    open_model,
+    span_of,
+    span_option,
+    swapped,
+    weights_id,
+    where,
+    window_statistics,
+)
 from measure_steps import SOLVERS, fitting
 
 from medpair.engines.jsonl import keep_records, whole_records
@@ -50,9 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
     keep_records(options.output, lines)
     weights = weights_id(network)
     asked = itertools.product(fitting(card, options.solvers), options.steps)
+    spans = []
     for solver, steps in dict.fromkeys([options.reference, *asked]):
-        made = {"weights": weights, "solver": solver, "steps": steps}
-        inferer = FirstWindow(card, solver=solver, steps=steps)
+        inferer = FirstWindow(card, solver=solver, steps=steps, **where(solver, options.log_snr))
+        made = {"weights": weights, "solver": solver, "steps": steps, "log_snr": span_of(inferer)}
+        spans.append(made["log_snr"])
         done = {line["index"] for line in lines if made.items() <= line.items()}
         missing = [index for index in range(options.windows) if index not in done]
         for start in range(0, len(missing), options.batch_size):
@@ -65,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
             lines += new
             with options.output.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in new))
-    mine = [line for line in lines if line["weights"] == weights]
+    mine = [line for line in lines if line["weights"] == weights and line.get("log_snr") in spans]
     print(describe_windows(mine, options.reference))
 
 
@@ -124,6 +135,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=numbers, default=[2, 4, 10, 20, 30, 50])
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=10)
+    parser.add_argument("--log_snr", type=span_option, help="of dpm_solver_pp, such as =-4,0.5")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args(arguments)
 

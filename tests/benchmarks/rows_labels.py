@@ -57,7 +57,7 @@ def sampling(setting: Setting) -> Sides:
     """A volume: the bundle's sampler on a batch, against 1000 ancestral steps, one by one."""
     card, network, trained = model_of(setting)
     config = read_json(BUNDLE / "configs" / "inference.json")
-    usual = {key: config[key] for key in ("solver", "steps", "guidance", "evidence")}
+    usual = {key: config[key] for key in ("solver", "steps", "log_snr", "guidance", "evidence")}
     few = LabelVolumeInferer(card, **usual)
     full_steps = few.diffusion.schedule.timesteps
     device = torch.device(setting.device)
@@ -82,9 +82,9 @@ def sampling(setting: Setting) -> Sides:
     notes = (
         f"seconds a volume. The baseline, {full_steps} ancestral steps, is timed on {part} of "
         f"them in one window, and multiplied up to the {windows:.1f} windows that a volume has; "
-        f"ours, {few.steps} steps of {few.solver}, makes {volumes} whole volumes in a batch. "
+        f"ours, {few.sampler.steps} steps of {few.sampler.solver}, makes {volumes} whole volumes in a batch. "
         f"Evaluations of the network a volume: {windows * full_steps:.0f} against "
-        f"{windows * few.steps:.0f}, the latter in {counting.evaluations * few.steps} calls "
+        f"{windows * few.sampler.steps:.0f}, the latter in {counting.evaluations * few.sampler.steps} calls "
         "for the whole batch"
     )
     if not trained:

@@ -149,7 +149,8 @@ def errors(solver: Solver, steps: list[int], objective: Any, schedule: Any) -> l
     start, end = 0.8, 0.05
     found = []
     for count in steps:
-        grid = times(diffusion.schedule, solver, count + 1, start, first=end)[:-1]
+        span = (-4.0, diffusion.schedule.log_snr(end))
+        grid = times(diffusion.schedule, solver, count + 1, start, span)[:-1]
         if solver != "dpm_solver_pp":
             grid = list(np.linspace(start, end, count + 1))
         assert (grid[0], grid[-1]) == pytest.approx((start, end))
@@ -296,8 +297,24 @@ def test_times_fall_from_the_start_to_zero(
         np.testing.assert_allclose(np.diff(grid), -start / steps)
 
 
+def test_steps_are_spread_over_the_span_that_is_asked_for() -> None:
+    schedule = Schedule("cosine", 1000)
+    grid = times(schedule, "dpm_solver_pp", 4, span=(-4.0, 0.5))
+    assert (grid[0], grid[-1]) == (1.0, 0.0)
+    assert [schedule.log_snr(t) for t in grid[1:-1]] == pytest.approx([-2.5, -1.0, 0.5])
+    # nothing is begun above the start or ended beyond the schedule
+    everywhere = times(schedule, "dpm_solver_pp", 4, span=(-4.0, 100.0))
+    assert everywhere == times(schedule, "dpm_solver_pp", 4)
+    late = times(schedule, "dpm_solver_pp", 3, start=0.3, span=(-50.0, 4.0))
+    steps = [schedule.log_snr(t) for t in late[:-1]]
+    assert np.diff(steps)[0] == pytest.approx(np.diff(steps)[1])
+    assert times(schedule, "ddim", 4, span=(-4.0, 0.5)) == times(schedule, "ddim", 4)
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     schedule = Schedule("linear", 10)
+    with pytest.raises(ValueError, match="log_snr: expected a number above -4 to end at, found -5"):
+        times(schedule, "dpm_solver_pp", 5, span=(-4.0, -5.0))
     with pytest.raises(ValueError, match=r"solver: expected one of .*, found 'euler'"):
         times(schedule, "euler", 5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="steps: expected at least 1, found 0"):

@@ -170,7 +170,7 @@ def test_a_perfect_denoiser_gives_its_volume_back(
     found = generate(inferer, Oracle(inferer, truth), 0, 1)
     np.testing.assert_array_equal(found[0], truth)
     np.testing.assert_array_equal(found[1], truth)
-    assert inferer.solver == (
+    assert inferer.sampler.solver == (
         solver or ("flow" if diffusion["objective"] == "flow" else "dpm_solver_pp")
     )
 

@@ -62,6 +62,14 @@ class LabelCode:
         """Numbers per voxel."""
         return self.words.shape[1]
 
+    @property
+    def log_scale(self) -> float:
+        """How much less noise the code bears than one whose nearest words are 2 apart, as a log.
+
+        0 for bits; above it for the grey values of three or more classes, below for one-hot.
+        """
+        return math.log(2.0 / float(torch.nn.functional.pdist(self.words).min()))
+
     def encode(self, label: Tensor) -> Tensor:
         """(B, ...) class indices -> (B, channels, ...) codes."""
         words = self.words.to(label.device)

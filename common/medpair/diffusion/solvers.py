@@ -36,7 +36,11 @@ Noise = Callable[[], Tensor]
 
 
 def times(
-    schedule: Schedule, solver: Solver, steps: int, start: float = 1.0, first: float | None = None
+    schedule: Schedule,
+    solver: Solver,
+    steps: int,
+    start: float = 1.0,
+    span: tuple[float, float] | None = None,
 ) -> list[float]:
     """Return ``steps + 1`` falling times from ``start`` to 0.
 
@@ -45,10 +49,12 @@ def times(
         solver: decides the spacing.
         steps: evaluations of the network.
         start: where sampling begins; 1 is pure noise.
-        first: the last time before 0 on a log-SNR grid; default one step of the schedule.
+        span: for ``dpm_solver_pp``, the log-SNRs that the steps are spread over; default: from
+            ``LOWEST_LOG_SNR`` to that of one step of the schedule. What begins later or ends
+            sooner (``start``, the schedule) is kept to.
 
     Raises:
-        ValueError: on an unknown solver, or no step.
+        ValueError: on an unknown solver, no step, or a span that does not rise.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver: expected one of {list(SOLVERS)}, found {solver!r}")
@@ -57,8 +63,12 @@ def times(
     even = [start * (1 - i / steps) for i in range(steps + 1)]
     if solver != "dpm_solver_pp" or steps == 1:
         return even
-    last = min(first or 1.0 / schedule.timesteps, 0.5 * start)
-    high, low = schedule.log_snr(last), max(schedule.log_snr(start), LOWEST_LOG_SNR)
+    lowest, highest = span or (LOWEST_LOG_SNR, math.inf)
+    last = min(1.0 / schedule.timesteps, 0.5 * start)
+    low = max(schedule.log_snr(start), lowest)
+    high = min(schedule.log_snr(last), highest)
+    if not low < high:
+        raise ValueError(f"log_snr: expected a number above {low:g} to end at, found {high:g}")
     grid = [schedule.time_of(low + (high - low) * i / (steps - 1)) for i in range(steps)]
     return [start, *grid[1:], 0.0]
 

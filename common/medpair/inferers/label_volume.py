@@ -27,15 +27,14 @@ from medpair.data.sampling import derive_seed
 from medpair.data.slices import framed
 from medpair.data.traits import Traits, traits_of, wanted_scores
 from medpair.diffusion.process import Diffusion, Prediction
-from medpair.diffusion.solvers import Solver, check_solver, sample, times
+from medpair.diffusion.solvers import Solver, sample
 from medpair.inferers.label_growth import BACKWARD, FORWARD, SIZES, START, Growth, Window
+from medpair.inferers.label_sampler import label_sampler
 from medpair.metrics.label_plausible import LabelReference, implausible, label_reference
 from medpair.metrics.label_shape import label_shape
 from medpair.networks.mcdpm import MaskSequenceDenoiser
 
 logger = logging.getLogger(__name__)
-
-FEW_STEPS = 20
 
 
 def denoiser_from_card(card: dict[str, Any]) -> MaskSequenceDenoiser:
@@ -81,9 +80,10 @@ class LabelVolumeInferer:
     Args:
         card: what lies beside the weights.
         seed: of the cohort to be made.
-        solver: ``ancestral``, ``ddim``, ``dpm_solver_pp`` or ``flow``; None takes ``flow`` for a
-            flow-matching model and ``dpm_solver_pp`` otherwise.
-        steps: evaluations per window; None: T for ``ancestral``, else 20.
+        solver: ``ancestral``, ``ddim``, ``dpm_solver_pp`` or ``flow``.
+        steps: evaluations per window.
+        log_snr: where the steps of ``dpm_solver_pp`` begin and end, as log(signal / noise). For
+            None, here and in the two before, see ``label_sampler``.
         guidance: weight w of classifier-free guidance, ``unconditional + w (conditional -
             unconditional)``; 1 is none, and costs half. In the unconditional branch the given
             slices are noised like the others and not marked.
@@ -107,6 +107,7 @@ class LabelVolumeInferer:
         seed: int = 0,
         solver: Solver | None = None,
         steps: int | None = None,
+        log_snr: Sequence[float] | None = None,
         guidance: float = 1.0,
         evidence: float | None = None,
         sizes: Mapping[str, float] | None = None,
@@ -136,13 +137,8 @@ class LabelVolumeInferer:
                 raise ValueError(f"height: expected {self.window} slices or more, found {height}")
             self.frame[self.axis] = height
         self.height = height
-        flow = self.diffusion.objective == "flow"
-        self.solver: Solver = solver or ("flow" if flow else "dpm_solver_pp")
-        check_solver(self.diffusion, self.solver)
-        full = self.diffusion.schedule.timesteps
-        few = full if self.solver == "ancestral" else FEW_STEPS
-        self.steps = few if steps is None else steps
-        self.grid = times(self.diffusion.schedule, self.solver, self.steps)
+        self.sampler = label_sampler(self.diffusion, self.code, solver, steps, log_snr)
+        self.grid = self.sampler.grid(self.diffusion)
         self.guidance = float(guidance)
         if evidence is None:
             usual = part_of(card, "sampling", Sampling) if "sampling" in card else Sampling()
@@ -158,8 +154,7 @@ class LabelVolumeInferer:
     def origin(self) -> dict[str, Any]:
         """Return the options that decide what a sample is, for its sidecar."""
         return {
-            "sampler": self.solver,
-            "steps": self.steps,
+            **self.sampler.origin(),
             "guidance": self.guidance,
             "evidence": self.evidence,
             **({"wanted_sizes": self.sizes} if self.sizes else {}),
@@ -307,7 +302,7 @@ class LabelVolumeInferer:
                 said = prediction.x0.clamp(-1.0, 1.0)
             return prediction
 
-        x0 = sample(self.diffusion, denoise, start, self.grid, self.solver, noise)
+        x0 = sample(self.diffusion, denoise, start, self.grid, self.sampler.solver, noise)
         return self.code.decode(x0).cpu().numpy()
 
     def _guided(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
