@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from medpair.chain import (
-    LABELS,
     REFINER,
     SEGMENTATION,
     STAGES,
@@ -34,11 +33,9 @@ from medpair.report.pictures import cohort_picture
 
 # Hundredths of a second each, and enough for a mean
 WGAN_PAIRS = 40
-# MedGen3D takes a third of a minute for one, its label maps in half of the default steps; images
-# are refined as those in the figures of its docs
+# MedGen3D takes a third of a minute for one; images are refined as those in the figures of its docs
 MEDGEN3D_PAIRS = 2
 MEDGEN3D_OPTIONS: dict[str, dict[str, Any]] = {
-    LABELS: {"steps": 10},
     REFINER: {"refine_steps": 3, "grid_steps": 30, "combine": "alternate"},
 }
 # A report on fewer says little

@@ -45,14 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
     lines = whole_records(options.output) if options.output.exists() else []
     keep_records(options.output, lines)  # a torn last line would swallow the next
     weights = weights_id(network)
-    spans = []
     for solver in fitting(card, options.solvers):
         for seed, steps in itertools.product(options.seeds, options.steps):
             asked = {"evidence": options.evidence, **where(solver, options.log_snr)}
             inferer = LabelVolumeInferer(card, seed, solver, steps, **asked)
             made = {"weights": weights, "solver": solver, "steps": steps, "seed": seed}
             made |= {"evidence": inferer.evidence, "log_snr": span_of(inferer)}
-            spans.append(made["log_snr"])
             done = {line["index"] for line in lines if made.items() <= line.items()}
             missing = [index for index in range(options.volumes) if index not in done]
             for start in range(0, len(missing), options.batch_size):
@@ -63,8 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"{solver} {steps}, seed {seed}: {len(new)} made", file=sys.stderr)
     inferer = LabelVolumeInferer(card, evidence=options.evidence)
     real = real_lines(inferer, options.dataset_dir, options.label_group)
-    same = {"weights": weights, "evidence": inferer.evidence}
-    mine = [line for line in lines if same.items() <= line.items() and line.get("log_snr") in spans]
+    mine = [line for line in lines if line["weights"] == weights]
     print(describe_steps(mine, real, inferer.cohort.labels[1:]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -12,17 +12,21 @@ from scipy.stats import permutation_test
 from medpair.data.sampling import numpy_generator
 from medpair.metrics.label_cohort import kolmogorov_smirnov
 from medpair.metrics.label_shape import LabelShape
+from medpair.metrics.summary import bootstrap_interval
 
 Line = dict[str, Any]
 HEADINGS = (
     "solver",
     "steps",
+    "log-SNR",
+    "evidence",
     "volumes",
     "evaluations a volume",
     "s a volume",
     "KS of volume [95 %], of real ones",
     "energy distance [95 %]",
     "ml by class",
+    "change of ml by class, % [95 %]",
     "pieces by class",
     "seams",
     "implausible",
@@ -33,29 +37,56 @@ LEVEL = 0.05
 
 
 def describe_steps(lines: Sequence[Line], real: Sequence[Line], names: Sequence[str]) -> str:
-    """Return a Markdown table, a row for each solver and number of steps, and their knees.
+    """Return a Markdown table, a row for each way of sampling, and how few steps will do.
 
     - KS: mean over the classes of the distance of class volumes to the real ones; beside it, what
       as many real volumes are from the others, in the mean of many draws.
     - Energy distance: of `Features`, in their standard deviations; rows of unlike numbers of
       volumes compare.
     - Seams: change across them over change beside them.
-    - p: that a row is no further from the real cohort (energy distance) than the solver's row of
-      most steps; see ``worse``.
+    - Change and p are against the solver's row of most steps, and of these that over the widest
+      span, volume by volume with the same noise. p: that a row is no further from the real cohort
+      (energy distance); see ``worse``.
     """
     features = Features(real)
     rows = [list(HEADINGS), ["---"] * len(HEADINGS), _real_row(real, features)]
     knees = []
     for solver in sorted({line["solver"] for line in lines}):
-        groups: dict[int, list[Line]] = {}
+        ways: dict[Way, list[Line]] = {}
         for line in lines:
             if line["solver"] == solver:
-                groups.setdefault(line["steps"], []).append(line)
-        p = {steps: worse(groups[steps], groups[max(groups)], features) for steps in groups}
-        rows += [_row(groups[s], real, features, p[s]) for s in sorted(groups)]
-        knees.append(f"{solver}: not told from {max(groups)} steps from {knee(p)} on.")
+                ways.setdefault(way_of(line), []).append(line)
+        base = max(ways, key=lambda way: (way.steps, way.span is None, way.span or ()))
+        p = {way: worse(ways[way], ways[base], features) for way in ways}
+        order = sorted(ways, key=lambda way: (str(way.span), way.evidence, way.steps))
+        rows += [_row(way, ways[way], ways[base], real, features, p[way]) for way in order]
+        for span, evidence in dict.fromkeys((way.span, way.evidence) for way in order):
+            kind = {w.steps: p[w] for w in order if (w.span, w.evidence) == (span, evidence)}
+            few = knee(kind)
+            told = f"from {few} steps on" if kind[few] >= LEVEL else "with none of these steps"
+            what = f"{solver}, log-SNR {span_text(span)}, evidence {evidence:g}"
+            knees.append(f"{what}: not told from {base.steps} steps {told}.")
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"Classes: {', '.join(names)}.\n\n{table}\n\n" + "\n".join(knees)
+
+
+class Way(NamedTuple):
+    """How volumes were sampled by one solver."""
+
+    steps: int
+    span: tuple[float, ...] | None
+    evidence: float
+
+
+def way_of(line: Line) -> Way:
+    """Return how a line's volume was sampled; older lines do not say where steps were spread."""
+    span = line.get("log_snr")
+    return Way(line["steps"], None if span is None else tuple(span), line.get("evidence", 1.0))
+
+
+def span_text(span: tuple[float, ...] | None) -> str:
+    """Return where steps were spread, in words."""
+    return "all" if span is None else f"{span[0]:g} to {span[1]:g}"
 
 
 class Features:
@@ -132,12 +163,7 @@ def worse(few: Sequence[Line], most: Sequence[Line], features: Features) -> floa
 
     A pair are the volumes of one seed and index, which begin with the same noise. 1 without pairs.
     """
-    pairs = [
-        (line, other)
-        for line in few
-        for other in most
-        if (line["seed"], line["index"]) == (other["seed"], other["index"])
-    ]
+    pairs = same_noise(few, most)
     if few is most or len(pairs) < 2:
         return 1.0
     count = len(pairs)
@@ -180,7 +206,14 @@ def chance_distance(real: Sequence[Line], count: int) -> float:
     return float(np.mean(found))
 
 
-def _row(group: Sequence[Line], real: Sequence[Line], features: Features, p: float) -> list[str]:
+def _row(
+    way: Way,
+    group: Sequence[Line],
+    base: Sequence[Line],
+    real: Sequence[Line],
+    features: Features,
+    p: float,
+) -> list[str]:
     count, rng = len(group), numpy_generator(0, 2)
     draws = rng.integers(count, size=(RESAMPLES, count))
     ks = [volume_distance([group[i] for i in draw], real) for draw in draws[:200]]
@@ -191,13 +224,15 @@ def _row(group: Sequence[Line], real: Sequence[Line], features: Features, p: flo
     seams = np.sum([line["seams"] for line in group], axis=0)
     return [
         group[0]["solver"],
-        str(group[0]["steps"]),
+        str(way.steps),
+        span_text(way.span),
+        f"{way.evidence:g}",
         str(count),
         f"{np.mean([line['windows'] * line['steps'] for line in group]):.0f}",
         f"{np.mean([line['seconds'] for line in group]):.1f}",
         f"{volume_distance(group, real):.2f} {_interval(ks)}, {chance_distance(real, count):.2f}",
         f"{whole:.2f} {_interval(energy)}",
-        *_by_class(group),
+        *_by_class(group, base),
         f"{seams[0] / seams[1]:.2f}" if seams[1] else "-",
         f"{sum(bool(line['implausible']) for line in group)}",
         f"{p:.3f}",
@@ -214,16 +249,39 @@ def _real_row(real: Sequence[Line], features: Features) -> list[str]:
     ks = f"{chance_distance(real, half):.2f} (halves)"
     energy = f"{np.mean(found):.2f} {_interval(found)} (halves)"
     blank = ["-", "-"]
-    return ["real", "", str(len(real)), *blank, ks, energy, *_by_class(real), "-", "-", ""]
+    return ["real", "", "", "", str(len(real)), *blank, ks, energy, *_by_class(real), "-", "-", ""]
 
 
-def _by_class(group: Sequence[Line]) -> list[str]:
+def _by_class(group: Sequence[Line], base: Sequence[Line] = ()) -> list[str]:
     shapes = [LabelShape.from_json(line["shape"]) for line in group]
     volume = np.array([shape.volume for shape in shapes]) / 1000
     spread = volume.std(axis=0, ddof=min(1, len(group) - 1))
     sizes = [f"{m:.0f} ± {s:.0f}" for m, s in zip(volume.mean(axis=0), spread, strict=True)]
     pieces = np.mean([shape.components for shape in shapes], axis=0)
-    return [" / ".join(sizes), " / ".join(f"{count:.1f}" for count in pieces)]
+    changes = " / ".join(_changes(group, base)) or "-"
+    return [" / ".join(sizes), changes, " / ".join(f"{count:.1f}" for count in pieces)]
+
+
+def _changes(group: Sequence[Line], base: Sequence[Line]) -> list[str]:
+    """Return by how much each class is more than in the base's volumes with the same noise."""
+    if not base or group is base:
+        return []
+    pairs = [(a["shape"]["volume"], b["shape"]["volume"]) for a, b in same_noise(group, base)]
+    if len(pairs) < 2:
+        return []
+    one, two = np.array(pairs, dtype=np.float64).swapaxes(0, 1)
+    found = []
+    for change in (100 * (one - two) / np.maximum(two.mean(axis=0), 1)).T:
+        low, high = bootstrap_interval(change)
+        found.append(f"{change.mean():+.1f} [{low:+.1f}, {high:+.1f}]")
+    return found
+
+
+def same_noise(few: Sequence[Line], most: Sequence[Line]) -> list[tuple[Line, Line]]:
+    """Return the pairs of one seed and index, which begin with the same noise."""
+    there = {(line["seed"], line["index"]): line for line in most}
+    keys = [(line["seed"], line["index"]) for line in few]
+    return [(line, there[key]) for line, key in zip(few, keys, strict=True) if key in there]
 
 
 def _interval(values: Sequence[float] | np.ndarray) -> str:
