@@ -66,7 +66,9 @@ def test_a_measurement_goes_on_where_it_stopped(
     assert set(lines[0]) == {(steps, index) for steps in (1, 2) for index in range(3)}
     rows = [row.split(" | ") for row in after.out.splitlines() if row.startswith("| ddim")]
     assert [(row[1], row[4]) for row in rows] == [("1", "3"), ("2", "3")]
-    assert [row[10].count("[") for row in rows] == [4, 0], "the most steps are what is compared with"
+    assert [row[10].count("[") for row in rows] == [4, 0], (
+        "the most steps are what is compared with"
+    )
 
 
 def test_windows_are_compared_with_those_of_the_reference(
