@@ -224,10 +224,14 @@ def part_rule(cell: Cell, run: Any) -> tuple[int, int]:
     Both are 0 where a volume is always made whole.
     """
     inferer = run.parser.get_parsed_content("inferer")
-    if cell.subject == "medgen3d_mcdpm":  # a row is a window; their number may be one more
-        windows = 1 + math.ceil((cell.size - inferer.window) / (inferer.window - inferer.overlap))
-        # the first window is alone, later ones go two by two
-        return 2 * inferer.sampler.steps, windows * inferer.sampler.steps
+    if cell.subject == "medgen3d_mcdpm":  # a row is a window
+        new, steps = inferer.window - inferer.overlap, inferer.sampler.steps
+        if cell.device == "cpu":  # always two, also where a volume has only one side left to grow
+            first, height = inferer._begin(0, 0).low, inferer.frame[inferer.axis]
+            sides = math.ceil(first / new), math.ceil((height - first - inferer.window) / new)
+            return 2 * steps, 2 * (1 + max(sides)) * steps
+        # their number may be one more; the first window is alone, later ones go two by two
+        return 2 * steps, (1 + math.ceil((cell.size - inferer.window) / new)) * steps
     if cell.subject == "medgen3d_vid2vid":
         return 8, cell.size
     if cell.subject == "medgen3d_semantic_refiner":
