@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 # On a CPU, convolutions round differently with every number of rows; a voxel that falls to the
 # other side because of it changes some hundred after it, and a sample would depend on what else is
-# made. Always two at a time (one takes as long) cost a tenth of the speed of eight, and no bit.
+# made. Always two at a time (one takes as long) cost a tenth to a quarter of the speed of all at
+# once, and no bit.
 AT_ONCE_ON_CPU = 2
 
 
