@@ -264,9 +264,6 @@ def test_sampling_halves_its_batch_and_makes_the_same(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
     flow.parser.get_parsed_content("network").register_forward_pre_hook(refuse)
-    inferer = flow.parser.get_parsed_content("inferer")
-    if hasattr(inferer, "at_once"):  # else a CPU's two windows at a time, whatever the batch
-        inferer.at_once = None
     with caplog.at_level(logging.WARNING):
         flow.run()
     assert sizes[0] > max(sizes[1:])

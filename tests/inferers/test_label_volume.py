@@ -6,6 +6,7 @@ have, and answers as a perfect denoiser would: what comes out is then known voxe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from medpair.data.label_codes import LabelCode
 from medpair.data.traits import Traits, traits_entry
 from medpair.diffusion.process import Diffusion
 from medpair.engines.checkpoint import plain
+from medpair.inferers.label_growth import Growth, Window
 from medpair.inferers.label_volume import (
     LabelVolumeInferer,
     denoiser_from_card,
@@ -132,10 +134,17 @@ def untrained(content: dict[str, Any], seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def as_on_a_gpu(inferer: LabelVolumeInferer) -> LabelVolumeInferer:
-    """Let it compute all windows of a round at once, as it does not on a CPU."""
-    inferer.at_once = None
-    return inferer
+class AllAtOnce(LabelVolumeInferer):
+    """The plain form: all windows of a round in one evaluation, and nothing beside them."""
+
+    def _round(
+        self,
+        network: nn.Module,
+        volumes: Sequence[Growth],
+        windows: Sequence[Window],
+        device: torch.device,
+    ) -> np.ndarray:
+        return self._denoise(network, volumes, windows, 0, device)
 
 
 def generate(inferer: LabelVolumeInferer, network: nn.Module, *indices: int) -> np.ndarray:
@@ -194,7 +203,7 @@ def test_all_slices_of_any_axis_and_height_are_generated(axis: int, height: int)
 
 
 def test_windows_are_given_what_is_there_and_nothing_else() -> None:
-    inferer = as_on_a_gpu(LabelVolumeInferer(card(), steps=2))
+    inferer = AllAtOnce(card(), steps=2)
     truth = stripes()
     oracle = Oracle(inferer, truth)
     generate(inferer, oracle, 3)
@@ -220,7 +229,7 @@ def test_windows_are_given_what_is_there_and_nothing_else() -> None:
 
 def test_lock_step_takes_half_as_many_rounds_as_windows() -> None:
     frame = (8, 8, 68)
-    inferer = as_on_a_gpu(LabelVolumeInferer(card(frame=frame, sizes=(frame,)), steps=2))
+    inferer = AllAtOnce(card(frame=frame, sizes=(frame,)), steps=2)
     shares = []
     for index in range(12):
         oracle = Oracle(inferer, stripes(frame))
@@ -242,7 +251,7 @@ def test_lock_step_takes_half_as_many_rounds_as_windows() -> None:
 
 
 def test_rounds_of_a_batch_are_those_of_its_longest() -> None:
-    inferer = as_on_a_gpu(LabelVolumeInferer(card(), steps=2))
+    inferer = AllAtOnce(card(), steps=2)
     alone = []
     for index in range(4):
         inferer.evaluations = 0
@@ -291,7 +300,8 @@ def test_several_volumes_at_once_are_each_alone(told: bool) -> None:
         np.testing.assert_array_equal(together, alone)  # on a CPU to the last voxel
         backwards = generate(inferer, network, 5, 2, 1, 0)[::-1]
         np.testing.assert_array_equal(together, backwards)
-        at_once = generate(as_on_a_gpu(inferer), network, 0, 1, 2, 5)
+        plain = AllAtOnce(content, seed=2, **{"steps": 3, **options})  # type: ignore[arg-type]
+        at_once = generate(plain, network, 0, 1, 2, 5)
         assert same_labels(together, at_once)
         assert len({volume.tobytes() for volume in together}) == 4
         other = LabelVolumeInferer(content, seed=3, **{"steps": 3, **options})  # type: ignore[arg-type]
@@ -309,6 +319,64 @@ def test_on_a_cpu_two_windows_are_computed_at_a_time(solver: Any) -> None:
     filled = oracle.calls[2]["x"]  # the third volume's first window has no other beside it
     assert torch.equal(filled[0], filled[1])
     assert not torch.equal(*oracle.calls[0]["x"])
+
+
+@pytest.mark.parametrize(
+    ("plane", "expected"), [((48, 48), 32), ((64, 64), 32), ((96, 128), 10), ((320, 320), 2)]
+)
+def test_a_gpu_too_gets_always_the_same_number_of_windows(
+    plane: tuple[int, int], expected: int
+) -> None:
+    """Half a million voxels of windows of four slices, and no more of them than 32."""
+    content = card()
+    content["sequence"] |= {"frame": [*plane, 20], "window": 4, "overlap": 2}
+    inferer = LabelVolumeInferer(content)
+    assert inferer.windows_at_once(torch.device("cuda")) == expected
+    assert inferer.windows_at_once(torch.device("cpu")) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"solver": "ancestral"}, {"guidance": 1.5}])
+def test_many_windows_at_a_time_are_filled_up(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: five of them, for one volume, for three and for eight."""
+    content = card()
+    network = untrained(content)
+    inferer = LabelVolumeInferer(content, seed=2, steps=3, **options)
+    two = generate(inferer, network, *range(8))
+    monkeypatch.setattr(inferer, "windows_at_once", lambda device: 5)
+    rows: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    five = generate(inferer, network, *range(8))
+    np.testing.assert_array_equal(five[:3], generate(inferer, network, 0, 1, 2))
+    np.testing.assert_array_equal(five[3:4], generate(inferer, network, 3))
+    assert set(rows) == {5 if inferer.guidance == 1 else 10}
+    assert same_labels(two, five)
+
+
+@pytest.mark.fault(37)
+@pytest.mark.parametrize("solver", ["dpm_solver_pp", "ancestral"])
+def test_memory_lost_between_two_steps_costs_no_noise(
+    solver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second round, after a step: the windows are done again, fewer at a time, as before."""
+    content = card()
+    network = untrained(content)
+    inferer = LabelVolumeInferer(content, seed=2, solver=solver, steps=3)
+    monkeypatch.setattr(inferer, "windows_at_once", lambda device: 4)
+    whole = generate(inferer, network, 0, 1, 2)
+    rows: list[int] = []
+
+    def refuse(_: Any, inputs: Any) -> None:
+        rows.append(len(inputs[0]))
+        if len(rows) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    network.register_forward_pre_hook(refuse)
+    assert same_labels(generate(inferer, network, 0, 1, 2), whole)
+    assert rows[:5] == [4] * 5
+    assert set(rows[5:]) == {2}
+    assert inferer.parts.fits == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -351,7 +419,7 @@ class Shares(nn.Module):
 def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
     content = card(encoding="grey", classes=5, diffusion={"objective": "x0", "timesteps": 20})
     for weight in (0.0, 1.0, 2.0):
-        inferer = as_on_a_gpu(LabelVolumeInferer(content, steps=2, guidance=weight))
+        inferer = AllAtOnce(content, steps=2, guidance=weight)
         network = Shares(inferer.diffusion, 1.0)
         volume = generate(inferer, network, 3)[0]
         starts = inferer.records[3]["seams"]
@@ -515,7 +583,7 @@ class Improving(nn.Module):
 
 
 def test_a_rejected_volume_is_replaced_by_the_next_attempt() -> None:
-    inferer = as_on_a_gpu(LabelVolumeInferer(card(), steps=2, reject=True, attempts=5))
+    inferer = AllAtOnce(card(), steps=2, reject=True, attempts=5)
     good = np.zeros(FRAME, np.uint8)
     good[2:6, 2:4], good[2:6, 4:6] = 1, 2
     lost = good.copy()
@@ -666,7 +734,7 @@ class Sizes(nn.Module):
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_all_windows_of_a_volume_are_told_its_sizes(guidance: float) -> None:
     content = sized(card(diffusion={"objective": "x0", "timesteps": 20}))
-    inferer = as_on_a_gpu(LabelVolumeInferer(content, steps=2, guidance=guidance))
+    inferer = AllAtOnce(content, steps=2, guidance=guidance)
     own = {}
     for index in range(3):
         network = Sizes()

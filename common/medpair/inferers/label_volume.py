@@ -9,6 +9,7 @@ denoised together, so that a volume takes half as many rounds as it has windows.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,11 +37,13 @@ from medpair.networks.mcdpm import MaskSequenceDenoiser
 
 logger = logging.getLogger(__name__)
 
-# On a CPU, convolutions round differently with every number of rows; a voxel that falls to the
-# other side because of it changes some hundred after it, and a sample would depend on what else is
-# made. Always two at a time (one takes as long) cost a tenth to a quarter of the speed of all at
-# once, and no bit.
+# Convolutions round differently with every number of rows; a voxel that falls to the other side
+# because of it changes some hundred after it, and a sample would depend on what else is made. So
+# the network always gets one and the same number of windows, some of them filling. On a CPU two
+# (one takes as long), which cost a tenth to a quarter of the speed of all at once.
 AT_ONCE_ON_CPU = 2
+# Elsewhere up to 32, and no more voxels than those have at 64 x 64 x 4 (an estimate for GPUs).
+VOXELS_AT_ONCE, AT_ONCE_AT_MOST = 2**19, 32
 
 
 def denoiser_from_card(card: dict[str, Any]) -> MaskSequenceDenoiser:
@@ -104,7 +107,7 @@ class LabelVolumeInferer:
         attempts: tries before an implausible volume is kept.
 
     Attributes:
-        at_once: on a CPU, so many windows at a time, neither more nor fewer; None: all.
+        parts: how many windows fit into memory, if fewer than ``windows_at_once``.
         evaluations: how often the network was run.
         records: for each index made, its attempts, reasons of rejection, seams.
     """
@@ -157,8 +160,7 @@ class LabelVolumeInferer:
         self.attempts = attempts
         self.records: dict[int, dict[str, Any]] = {}
         self.evaluations = 0
-        self.at_once: int | None = AT_ONCE_ON_CPU
-        self.parts = Parts("label volumes", "--guidance 1")
+        self.parts = Parts("windows of slices", "--guidance 1")
 
     def origin(self) -> dict[str, Any]:
         """Return the options that decide what a sample is, for its sidecar."""
@@ -174,13 +176,13 @@ class LabelVolumeInferer:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """Return label volumes (B, 1, W, H, D) for indices (B, 1), in parts if memory is short."""
+        """Return label volumes (B, 1, W, H, D) for indices (B, 1).
+
+        Raises:
+            OutOfMemoryError: if not even one window fits.
+        """
         indices = [int(i) for i in inputs.flatten().tolist()]
-
-        def volumes(part: slice) -> Tensor:
-            return self._plausible(indices[part], network, inputs.device)
-
-        return torch.cat(self.parts(volumes, len(indices), inputs, shape=self.frame))
+        return self._plausible(indices, network, inputs.device)
 
     def _plausible(self, indices: list[int], network: nn.Module, device: torch.device) -> Tensor:
         """Return volumes (B, 1, W, H, D), implausible ones replaced if they are to be."""
@@ -216,7 +218,7 @@ class LabelVolumeInferer:
     def grow(
         self, network: nn.Module, indices: Sequence[int], attempt: int, device: torch.device
     ) -> list[Growth]:
-        """Generate one volume for each index, all windows of a round in one batch (on a GPU)."""
+        """Generate one volume for each index, the windows of a round together."""
         volumes = [self._begin(index, attempt) for index in indices]
         nothing = np.zeros(self.window, bool)
         windows = [
@@ -232,7 +234,7 @@ class LabelVolumeInferer:
 
     def _begin(self, index: int, attempt: int) -> Growth:
         """Return an empty volume that is to begin at a position of its own."""
-        plane = [n for a, n in enumerate(self.frame) if a != self.axis]
+        _, *plane = self._window_shape()
         height = self.frame[self.axis]
         dtype = np.uint8 if self.code.num_classes <= 256 else np.uint16
         streams = {
@@ -258,14 +260,32 @@ class LabelVolumeInferer:
         windows: Sequence[Window],
         device: torch.device,
     ) -> np.ndarray:
-        """Return label slices (windows, m, H, W) of a round's windows, in as many parts as suit."""
-        if device.type != "cpu" or self.at_once is None:
-            return self._denoise(network, volumes, windows, 0, device)
-        made = []
-        for first in range(0, len(windows), self.at_once):
-            part = windows[first : first + self.at_once]
-            made.append(self._denoise(network, volumes, part, self.at_once - len(part), device))
-        return np.concatenate(made)
+        """Return label slices (windows, m, H, W) of a round's windows, in parts of one size."""
+        most = self.windows_at_once(device)
+
+        def labels(part: slice) -> np.ndarray:
+            chosen = windows[part]
+            filling = (self.parts.fits or most) - len(chosen)
+            before = [window.generator.get_state() for window in chosen]
+            try:
+                return self._denoise(network, volumes, chosen, filling, device)
+            except (RuntimeError, MemoryError):  # perhaps to be done again, with the same noise
+                for window, state in zip(chosen, before, strict=True):
+                    window.generator.set_state(state)
+                raise
+
+        like = torch.empty(0, device=device)
+        return np.concatenate(self.parts(labels, len(windows), like, most, self._window_shape()))
+
+    def windows_at_once(self, device: torch.device) -> int:
+        """Return how many windows the network gets each time; depends on nothing that is made."""
+        if device.type == "cpu":
+            return AT_ONCE_ON_CPU
+        fit = VOXELS_AT_ONCE // math.prod(self._window_shape())
+        return min(AT_ONCE_AT_MOST, max(2, fit))
+
+    def _window_shape(self) -> list[int]:
+        return [self.window, *(n for a, n in enumerate(self.frame) if a != self.axis)]
 
     def _denoise(
         self,
