@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -71,12 +72,23 @@ def _take_over_the_end() -> None:
 
     hook.plain_refusals = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_not_said_twice)
     if (
         threading.current_thread() is threading.main_thread()
         # who has a handler of its own keeps it
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
         signal.signal(signal.SIGTERM, _leave)
+
+
+def _not_said_twice(record: logging.LogRecord) -> bool:
+    """Leave out an engine's line on the way of what ends the process with one line of its own."""
+    if not record.name.startswith("ignite.engine") or os.environ.get("MEDPAIR_TRACEBACK"):
+        return True
+    error = sys.exc_info()[1]  # it is logged where it is caught, and raised again
+    stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
+    return error is None or not (stopped or first_data_error(error))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
