@@ -9,7 +9,6 @@ denoised together, so that a volume takes half as many rounds as it has windows.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,32 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from medpair.data.card import Sampling, SliceOrder, network_of, part_of
+from medpair.data.card import network_of, part_of
 from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
-from medpair.data.files import DataError
-from medpair.data.label_codes import LabelCode
-from medpair.data.memory import Parts
 from medpair.data.patches import PAD_LABEL
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import framed
 from medpair.data.traits import Traits, traits_of, wanted_scores
-from medpair.diffusion.process import Diffusion, Prediction
-from medpair.diffusion.solvers import Solver, sample
+from medpair.diffusion.solvers import Solver
 from medpair.inferers.label_growth import BACKWARD, FORWARD, SIZES, START, Growth, Window
-from medpair.inferers.label_sampler import label_sampler
+from medpair.inferers.label_windows import WindowDenoiser, require_sequence
 from medpair.metrics.label_plausible import LabelReference, implausible, label_reference
 from medpair.metrics.label_shape import label_shape
 from medpair.networks.mcdpm import MaskSequenceDenoiser
 
 logger = logging.getLogger(__name__)
-
-# Convolutions round differently with every number of rows; a voxel that falls to the other side
-# because of it changes some hundred after it, and a sample would depend on what else is made. So
-# the network always gets one and the same number of windows, some of them filling. On a CPU two
-# (one takes as long), which cost a tenth to a quarter of the speed of all at once.
-AT_ONCE_ON_CPU = 2
-# Elsewhere up to 32, and no more voxels than those have at 64 x 64 x 4 (an estimate for GPUs).
-VOXELS_AT_ONCE, AT_ONCE_AT_MOST = 2**19, 32
 
 
 def denoiser_from_card(card: dict[str, Any]) -> MaskSequenceDenoiser:
@@ -52,13 +39,8 @@ def denoiser_from_card(card: dict[str, Any]) -> MaskSequenceDenoiser:
     Raises:
         DataError: if the card is another bundle's.
     """
-    _require_sequence(card)
+    require_sequence(card)
     return network_of(card, "network", MaskSequenceDenoiser)
-
-
-def _require_sequence(card: dict[str, Any]) -> None:
-    if "sequence" not in card or "network" not in card:
-        raise DataError("model.json: sequence: expected MC-DPM's settings, found none")
 
 
 def _reference(**content: Any) -> LabelReference:
@@ -81,7 +63,7 @@ class IndexDataset(Dataset[dict[str, Any]]):
         return {"image": torch.tensor([index]), "index": index}
 
 
-class LabelVolumeInferer:
+class LabelVolumeInferer(WindowDenoiser):
     """Generate label volumes by index.
 
     Sample i depends on (weights, seed, i) and these options alone.
@@ -107,8 +89,6 @@ class LabelVolumeInferer:
         attempts: tries before an implausible volume is kept.
 
     Attributes:
-        parts: how many windows fit into memory, if fewer than ``windows_at_once``.
-        evaluations: how often the network was run.
         records: for each index made, its attempts, reasons of rejection, seams.
     """
 
@@ -130,37 +110,17 @@ class LabelVolumeInferer:
             raise ValueError(f"reject: expected True or False, found {reject!r}")
         if attempts < 1:
             raise ValueError(f"attempts: expected at least 1, found {attempts}")
-        _require_sequence(card)
-        self.diffusion = part_of(card, "diffusion", Diffusion)
-        self.code = part_of(card, "code", LabelCode)
-        self.self_conditioning = bool(card["network"].get("self_conditioning", False))
+        super().__init__(card, solver, steps, log_snr, guidance, evidence, height)
         self.traits: Traits | None = None
         if card["network"].get("sizes"):
             self.traits = traits_of(card, "size_traits")
         self.sizes = wanted_scores(self.traits, sizes, "sizes", "size_conditioning")
         self.cohort = cohort_of(card)
         self.reference = part_of(card, "label_reference", _reference)
-        order = part_of(card, "sequence", SliceOrder)
-        self.axis, self.window, self.overlap = order.axis, order.window, order.overlap
-        self.frame = list(order.frame)
-        if height is not None:
-            if height < self.window:
-                raise ValueError(f"height: expected {self.window} slices or more, found {height}")
-            self.frame[self.axis] = height
-        self.height = height
-        self.sampler = label_sampler(self.diffusion, self.code, solver, steps, log_snr)
-        self.grid = self.sampler.grid(self.diffusion)
-        self.guidance = float(guidance)
-        if evidence is None:
-            usual = part_of(card, "sampling", Sampling) if "sampling" in card else Sampling()
-            evidence = usual.evidence
-        self.evidence = float(evidence)
         self.seed = seed
         self.reject = reject
         self.attempts = attempts
         self.records: dict[int, dict[str, Any]] = {}
-        self.evaluations = 0
-        self.parts = Parts("windows of slices", "--guidance 1")
 
     def origin(self) -> dict[str, Any]:
         """Return the options that decide what a sample is, for its sidecar."""
@@ -252,113 +212,6 @@ class LabelVolumeInferer:
     def _next(self, number: int, volume: Growth) -> list[Window]:
         """Return the windows that extend a volume: forward, backward, both or none."""
         return volume.extensions(number, self.window, self.overlap)
-
-    def _round(
-        self,
-        network: nn.Module,
-        volumes: Sequence[Growth],
-        windows: Sequence[Window],
-        device: torch.device,
-    ) -> np.ndarray:
-        """Return label slices (windows, m, H, W) of a round's windows, in parts of one size."""
-        most = self.windows_at_once(device)
-
-        def labels(part: slice) -> np.ndarray:
-            chosen = windows[part]
-            filling = (self.parts.fits or most) - len(chosen)
-            before = [window.generator.get_state() for window in chosen]
-            try:
-                return self._denoise(network, volumes, chosen, filling, device)
-            except (RuntimeError, MemoryError):  # perhaps to be done again, with the same noise
-                for window, state in zip(chosen, before, strict=True):
-                    window.generator.set_state(state)
-                raise
-
-        like = torch.empty(0, device=device)
-        return np.concatenate(self.parts(labels, len(windows), like, most, self._window_shape()))
-
-    def windows_at_once(self, device: torch.device) -> int:
-        """Return how many windows the network gets each time; depends on nothing that is made."""
-        if device.type == "cpu":
-            return AT_ONCE_ON_CPU
-        fit = VOXELS_AT_ONCE // math.prod(self._window_shape())
-        return min(AT_ONCE_AT_MOST, max(2, fit))
-
-    def _window_shape(self) -> list[int]:
-        return [self.window, *(n for a, n in enumerate(self.frame) if a != self.axis)]
-
-    def _denoise(
-        self,
-        network: nn.Module,
-        volumes: Sequence[Growth],
-        part: Sequence[Window],
-        more: int,
-        device: torch.device,
-    ) -> np.ndarray:
-        """Return label slices (windows, m, H, W); the last is computed ``more`` times more."""
-        windows = [*part, *[part[-1]] * more]
-        m = self.window
-        given = np.stack([volumes[w.volume].label[w.first : w.first + m] for w in windows])
-        clean = self.code.encode(torch.from_numpy(given.astype(np.int64))).to(device)
-        known = torch.from_numpy(np.stack([w.known for w in windows])).to(device, torch.float32)
-        hidden = 1.0 - known[:, None, :, None, None]
-        position = torch.tensor([w.first / self.frame[self.axis] for w in windows], device=device)
-        told: dict[str, Tensor] = {}
-        of_volumes = [volumes[w.volume].sizes for w in windows]
-        if self.traits is not None:
-            branches = 1 if self.guidance == 1.0 else 2
-            sizes = torch.stack([size for size in of_volumes if size is not None])
-            told["sizes"] = sizes.repeat(branches, 1).to(device)
-
-        def noise() -> Tensor:
-            drawn = [torch.randn(clean.shape[1:], generator=w.generator) for w in part]
-            return torch.stack([*drawn, *[drawn[-1]] * more]).to(device)
-
-        start = noise()
-        of_given = noise() if self.guidance != 1.0 else None
-        ones = torch.ones_like(hidden)
-        said: Tensor | None = None  # of x_0, a step before
-
-        def denoise(x: Tensor, t: float) -> Prediction:
-            nonlocal said
-            time = torch.full((len(windows),), t, device=device)
-            scaled = time * self.diffusion.schedule.timesteps
-            self.evaluations += 1
-            given, free, times, place = clean, hidden, scaled, position
-            if of_given is not None:  # both branches in one batch
-                noised = self.diffusion.noised(clean, time, of_given)
-                given, free = torch.cat([clean, noised]), torch.cat([hidden, ones])
-                times, place = times.repeat(2), place.repeat(2)
-            x_in = torch.lerp(given, x.repeat(len(given) // len(x), 1, 1, 1, 1), free)
-            inputs = [x_in, times, 1.0 - free[:, 0, :, 0, 0], place]
-            if self.diffusion.objective == "classes":
-                levels = self.diffusion.levels(time[:1], x)
-                inputs.append(self.code.evidence(x_in, *levels, free))
-            if said is not None:
-                both = said.repeat(len(given) // len(x), 1, 1, 1, 1)
-                told["previous"] = torch.lerp(given, both, free)
-            output = network(*inputs, **told)
-            if of_given is not None:
-                output = self._guided(*output.chunk(2))
-            if self.diffusion.objective != "classes":
-                prediction = self.diffusion.predicted(output.float(), x, time)
-            else:
-                own = self.code.evidence(x, *self.diffusion.levels(time, x))
-                prediction = Prediction(self.code.mean(output.float() + self.evidence * own))
-            if self.self_conditioning:
-                said = prediction.x0.clamp(-1.0, 1.0)
-            return prediction
-
-        x0 = sample(self.diffusion, denoise, start, self.grid, self.sampler.solver, noise)
-        return self.code.decode(x0)[: len(part)].cpu().numpy()
-
-    def _guided(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """Extrapolate the prediction; a learned variance is the conditional one's."""
-        guided = torch.lerp(unconditional, conditional, self.guidance)
-        if not self.diffusion.learn_variance:
-            return guided
-        half = conditional.shape[1] // 2
-        return torch.cat([guided[:, :half], conditional[:, half:]], dim=1)
 
     def _reasons(self, label: np.ndarray) -> list[str]:
         shape = label_shape(label, self.cohort.num_labels, self.cohort.spacing, self.axis)
