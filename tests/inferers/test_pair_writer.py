@@ -15,6 +15,7 @@ from medpair.data import files
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_json
 from medpair.inferers.background import WAITING, Background
+from medpair.inferers.folder import AlignedBatches
 from medpair.inferers.pairs import PairWriter
 
 SIZES = [(12, 9, 7), (8, 16, 5)]
@@ -187,3 +188,28 @@ def test_faults_end_the_next_call_and_the_end() -> None:
 def test_numbers_of_threads_that_make_no_sense_are_refused(threads: Any) -> None:
     with pytest.raises(ValueError, match="num_workers: expected a whole number"):
         Background(threads)
+
+
+class Lacks:
+    """A writer that lacks these samples."""
+
+    def __init__(self, *indices: int) -> None:
+        self.indices = list(indices)
+
+    def missing(self) -> list[int]:
+        return self.indices
+
+
+def test_batches_are_whole_where_a_sample_feels_those_beside_it() -> None:
+    lacks = Lacks(1, 4, 9)
+    assert list(AlignedBatches(lacks, 4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert list(AlignedBatches(lacks, 4, count=10))[-1] == [8, 9]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_hold_the_missing_alone_where_it_does_not(processes: int) -> None:
+    lacks = Lacks(1, 3, 4, 9)
+    shares = [AlignedBatches(lacks, 4, None, r, processes, True) for r in range(processes)]
+    batches = [batch for share in shares for batch in share]
+    assert sorted(batches) == [[1, 3], [4], [9]]
+    assert sum(len(share) for share in shares) == 3

@@ -240,6 +240,8 @@ class AlignedBatches(Sampler[list[int]]):
         rank: number of this process, which takes every ``world_size``-th batch, missing or not:
             shares do not depend on what the others have made meanwhile.
         world_size: processes that share the batches.
+        missing_only: leave out of a batch what is there already or not wanted. For samples that are
+            the same to the last bit whatever is beside them; others are made with them, unwritten.
     """
 
     def __init__(
@@ -249,6 +251,7 @@ class AlignedBatches(Sampler[list[int]]):
         count: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        missing_only: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
@@ -257,19 +260,23 @@ class AlignedBatches(Sampler[list[int]]):
         self.count = count
         self.rank = rank
         self.world_size = world_size
+        self.missing_only = missing_only
 
-    def _blocks(self) -> list[int]:
-        blocks = sorted({index // self.batch_size for index in self.writer.missing()})
+    def _blocks(self, missing: Sequence[int]) -> list[int]:
+        blocks = sorted({index // self.batch_size for index in missing})
         return [block for block in blocks if block % self.world_size == self.rank]
 
     def __len__(self) -> int:
-        return len(self._blocks())
+        return len(self._blocks(self.writer.missing()))
 
     def __iter__(self) -> Iterator[list[int]]:
-        for block in self._blocks():
+        missing = self.writer.missing()
+        wanted = set(missing)
+        for block in self._blocks(missing):
             last = (block + 1) * self.batch_size
             last = last if self.count is None else min(last, self.count)
-            yield list(range(block * self.batch_size, last))
+            batch = range(block * self.batch_size, last)
+            yield [index for index in batch if index in wanted or not self.missing_only]
 
 
 def stored(image: np.ndarray, low: float, high: float) -> np.ndarray:
