@@ -272,3 +272,17 @@ def test_asked_for_help_nothing_is_run(
     assert verbs_as_called(monkeypatch, *words) == 0
     assert f"medpair {of}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["two", "1.5", "None"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_count_is_a_whole_number(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    value: str,
+    joined: bool,
+) -> None:
+    flag = (f"--count={value}",) if joined else ("--count", value)
+    error = refusal(tmp_path, monkeypatch, capsys, ("phantom", "thorax", "new", *flag))
+    assert error == f"medpair: --count: expected a whole number, found {value!r}"

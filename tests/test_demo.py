@@ -17,6 +17,7 @@ from medpair.data.files import DataError, read_json
 from medpair.evidence import verdict_line
 from tests.bundles.conftest import BUNDLES
 from tests.conftest import tiny_dataset
+from tests.damage import edit_json
 
 
 @pytest.fixture
@@ -104,3 +105,13 @@ def test_both_families_on_simulated_thoraxes(
     picture = np.asarray(Image.open(tmp_path / "stages.png"))
     assert picture.std() > 10
     assert "a pair of the WGAN" in capsys.readouterr().out
+
+
+def test_ones_own_cases_may_say_more_than_their_files(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "own", count=3, validation=0)
+    (tmp_path / "beside.txt").write_text("nobody's business")
+    more = {"roi": None, "age": 61, "patient": "P17", "note": "../beside.txt"}
+    edit_json(dataset, lambda content: [case.update(more) for case in content["training"]])
+    made = demo.own_cohort(dataset, tmp_path / "deep" / "demo")
+    assert check_dataset(made) == []
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["demo"]

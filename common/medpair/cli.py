@@ -194,7 +194,9 @@ def main() -> None:
     from medpair.cli_share import global_model, pack, verify
     from medpair.flags import help_alone, read_by_annotations, refuse_unknown_flags
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # ours at INFO; of others' warnings alone: some announce themselves when they are imported
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("medpair").setLevel(logging.INFO)
     verbs: dict[str, Any] = {
         "check": check,
         "phantom": phantom,

@@ -23,6 +23,7 @@ from medpair.chain import (
     train_step,
 )
 from medpair.data.check import check_dataset, format_report
+from medpair.data.check_json import ROLES
 from medpair.data.dataset import SPLITS, load_dataset, write_dataset_json
 from medpair.data.files import DataError, atomic_path, read_json, write_json
 from medpair.data.phantoms.cohort import write_phantom_cohort
@@ -220,6 +221,8 @@ def own_cohort(dataset: Path, output: Path) -> Path:
     order = np.random.default_rng(0).permutation(len(entries))
     shuffled = [entries[index] for index in order]
     target = output / "real"
+    # of each entry its files alone: whatever else it says is no path
+    shuffled = [{role: case[role] for role in ROLES if case.get(role)} for case in shuffled]
     for case in shuffled:
         for path in case.values():
             if not (target / path).exists():

@@ -40,7 +40,8 @@ def refuse_unknown_flags(
         refuse_unknown_flags(verbs[verb], words[1:], f"{command} {verb}")
         return
     known = list(inspect.signature(verbs[verb]).parameters)
-    switches = [name for name, hint in get_type_hints(verbs[verb]).items() if is_switch(hint)]
+    hints = get_type_hints(verbs[verb])
+    switches = [name for name, hint in hints.items() if is_switch(hint)]
     for word, after in zip(words[1:], [*words[2:], "--"], strict=False):
         if word == "--":
             return
@@ -49,8 +50,8 @@ def refuse_unknown_flags(
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
         given = value if equals else None if FLAG.match(after) else after
-        if key in switches and given is not None:
-            truth(key, given)
+        if given is not None and (read := _strict_reader(key, hints.get(key))):
+            read(given)
         elif key in known and key not in switches and given is None:
             raise ValueError(f"{word}: expected a value, found none")
         negated = key.startswith("no") and key[2:] in switches  # Fire's way of saying False
@@ -92,7 +93,7 @@ def read_by_annotations(verbs: Mapping[str, Any]) -> None:
     By itself it takes every word for a Python literal if it can: the folder 2024_05_01 for
     20240501, cohort#2 for cohort; and false, which is none, for a string, which counts as true.
     ``str`` and ``Path`` get the word as it was typed, and where they may be None, None; ``bool``
-    gets True or False. All others, lists among them, are read as before.
+    gets True or False, ``int`` a whole number. All others, lists among them, are read as before.
 
     Args:
         verbs: functions by name; a mapping in place of a function holds verbs of its own.
@@ -125,6 +126,18 @@ def truth(flag: str, word: str) -> bool:
     return word == "True"
 
 
+def whole_number(flag: str, word: str) -> int:
+    """Return the whole number that a word is.
+
+    Raises:
+        ValueError: if it is none; names the flag.
+    """
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"--{flag}: expected a whole number, found {word!r}") from None
+
+
 def is_switch(hint: Any) -> bool:
     """Return whether a parameter with this annotation is True or False."""
     return _kinds(hint) - {NoneType} == {bool}
@@ -135,13 +148,26 @@ def _kinds(hint: Any) -> set[Any]:
     return set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
 
 
+def _strict_reader(name: str, hint: Any) -> Callable[[str], Any] | None:
+    """Return what reads a parameter's word, or refuses it; None where any word will do."""
+    if is_switch(hint):
+        return partial(truth, name)
+    kinds = _kinds(hint)
+    if kinds - {NoneType} != {int}:
+        return None
+    if NoneType in kinds:
+        return lambda word: None if word == "None" else whole_number(name, word)
+    return partial(whole_number, name)
+
+
 def _reader(name: str, hint: Any) -> Callable[[str], Any]:
     """Return what turns the word that was typed into a parameter's value."""
     from fire.parser import DefaultParseValue
 
+    strict = _strict_reader(name, hint)
+    if strict is not None:
+        return strict
     kinds = _kinds(hint)
-    if is_switch(hint):
-        return partial(truth, name)
     if not kinds <= {str, Path, NoneType}:
         return DefaultParseValue
     return (lambda word: None if word == "None" else word) if NoneType in kinds else str

@@ -148,6 +148,8 @@ def test_half_precision_keeps_counters_and_refuses_what_it_cannot_hold() -> None
     for bad in (float("nan"), float("inf")):
         with pytest.raises(DataError, match="weight: expected finite weights"):
             halved({"weight": torch.tensor([bad])})
+    with pytest.raises(DataError, match=r"w\.pt: epoch: expected a tensor, found .* type int"):
+        halved({"weight": torch.ones(1), "epoch": 3}, "w.pt")
 
 
 def test_only_a_trained_model_becomes_weights(trained: Path, tmp_path: Path) -> None:

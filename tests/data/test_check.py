@@ -1103,3 +1103,30 @@ def test_any_json_is_survived_and_what_passes_can_be_loaded(
             assert load_dataset(folder).labels().num_labels >= 1
     finally:
         path.write_text(original)
+
+
+def test_a_sheared_grid_is_a_warning(folder: Path) -> None:
+    for path in (image(folder), label(folder), folder / "roiTr/case_000.nii.gz"):
+        if not path.exists():
+            continue
+        stored = nib.load(path)
+        affine = stored.affine.copy()
+        affine[1, 2] += np.tan(np.deg2rad(20.0)) * affine[2, 2]
+        nib.save(nib.Nifti1Image(np.asarray(stored.dataobj), affine), path)
+    faults = [fault for fault in check_dataset(folder) if fault.file == str(image(folder))]
+    assert [(fault.level, fault.expected) for fault in faults] == [
+        ("warning", "axes at right angles")
+    ]
+
+
+def test_classes_of_one_name_in_a_merge(folder: Path) -> None:
+    classes = {"1": {"name": "both", "values": [1]}, "2": {"name": "both", "values": [2]}}
+    edit_json(folder, lambda content: content.update(label_groups={"merge": classes}))
+    (fault,) = check_dataset(folder, label_group="merge")
+    assert (fault.level, fault.key, fault.found) == ("error", "label_groups.merge", "'both'")
+
+
+def test_a_class_without_a_name(folder: Path) -> None:
+    edit_json(folder, lambda content: content["labels"].update({" ": 3}))
+    (fault,) = check_dataset(folder)
+    assert (fault.key, fault.found) == ("labels", "3 without one")

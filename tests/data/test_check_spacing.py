@@ -61,3 +61,14 @@ def test_oblique_volumes_keep_their_spacing(
     folder = tiny_dataset(tmp_path / "set", 2, (9, 8, 7), 1, (0.5, 0.6, 3.0), "LPI", tilt=30.0)
     assert check_dataset(folder) == []
     np.testing.assert_allclose(read_cohort(folder)[0].spacing, (0.5, 0.6, 3.0), rtol=1e-5)
+
+
+@pytest.mark.fault(16)
+@pytest.mark.parametrize("spacing", [0.0005, 2000.0])
+def test_voxels_of_other_units_are_refused(
+    tiny_dataset: Callable[..., Path], tmp_path: Path, spacing: float
+) -> None:
+    folder = tiny_dataset(tmp_path / "set", 1, (9, 8, 7), 1, [spacing] * 3, validation=0)
+    (fault,) = check_dataset(folder, quick=True)
+    assert (fault.level, fault.key) == ("error", "spacing")
+    assert fault.expected == "voxel sizes from 0.001 to 1000 mm"

@@ -258,6 +258,15 @@ def test_sheared_grid_survives_in_the_sform(
     path = tmp_path_factory.mktemp("volume") / "volume.nii"
     write_volume(path, Volume(np.ones((3, 4, 5), np.uint8), affine, orientation))
     np.testing.assert_allclose(read_volume(path).affine, affine, atol=1e-4)
+    header = nib.load(path).header
+    # a valid qform would be another grid, which readers that prefer it would take
+    assert (header["sform_code"], header["qform_code"]) == (1, 0)
+
+
+def test_bytes_in_foreign_order_are_written_in_ours(tmp_path: Path) -> None:
+    array = np.arange(60, dtype=">f4").reshape(3, 4, 5)
+    write_volume(tmp_path / "v.nii", Volume(array, np.eye(4)))
+    np.testing.assert_array_equal(read_volume(tmp_path / "v.nii", None).array, array)
 
 
 def test_a_marked_corner_stays_where_it_is_in_the_world(tmp_path: Path) -> None:

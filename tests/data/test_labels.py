@@ -169,3 +169,29 @@ def test_short_list_says_how_many_more() -> None:
     assert short_list([1, 2]) == "[1, 2]"
     assert short_list(range(100), limit=3) == "[0, 1, 2, and 97 more]"
     assert short_list([]) == "[]"
+
+
+SAME = {"1": {"name": "kidney", "values": [1]}, "2": {"name": "kidney", "values": [2]}}
+BACKGROUND = {"1": {"name": "nothing", "values": [1]}, "2": {"name": "kidney", "values": [2]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "group"),
+    [
+        ({"labels": {"nothing": 0, "left": 1, "right": 2}, "label_groups": {"both": SAME}}, "both"),
+        ({"labels": {"nothing": 0, "a": 1, "b": 2}, "label_groups": {"both": BACKGROUND}}, "both"),
+        ({"labels": {"nothing": 0, "": 1}}, None),
+    ],
+)
+def test_each_class_needs_a_name_of_its_own(content: dict[str, Any], group: str | None) -> None:
+    with pytest.raises(DataError, match=r"expected a name of its own for each class, found \["):
+        LabelMap.from_dataset_json(content, group)
+
+
+def test_values_in_the_hundreds_of_millions_need_no_table_of_that_size() -> None:
+    content = {"labels": {"background": 0, "low": -5, "a": 2**24 + 1, "b": 614454277, "c": 10**13}}
+    stored = np.array([[-5, 10**13, 0], [614454277, 2**24 + 1, 0]])
+    labels = LabelMap.from_dataset_json(content)
+    assert labels.encode(stored).tolist() == [[1, 4, 0], [3, 2, 0]]
+    with pytest.raises(DataError, match=r"found \[16777216\]"):
+        labels.encode(np.array([2**24]))

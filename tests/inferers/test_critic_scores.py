@@ -73,3 +73,14 @@ def test_normalisation_must_be_known_where_volumes_are_cut(
     with pytest.raises(DataError, match="normalize: expected volume or patch"):
         critic_scores_of(copy / "checkpoint.pt", pairs, pairs)
     assert len(critic_scores_of(copy / "checkpoint.pt", pairs, pairs, "volume")["others"]) == 6
+
+
+def test_the_critic_is_shown_volumes_as_it_saw_them_on_whatever_grid_the_report_is(
+    dataset: str, trained_wgan: Callable[[str], Path]
+) -> None:
+    folder = trained_wgan("compact")
+    pairs = open_pairs(dataset)
+    coarse = replace(pairs, spacing=(2.0, 2.0, 2.0))
+    plain = critic_scores_of(folder / "checkpoint.pt", pairs, pairs)
+    again = critic_scores_of(folder / "checkpoint.pt", coarse, coarse)
+    np.testing.assert_array_equal(plain["members"], again["members"])

@@ -409,9 +409,11 @@ class Shares(nn.Module):
         super().__init__()
         self.diffusion, self.scale = diffusion, scale
         self.calls: list[tuple[Tensor, Tensor]] = []
+        self.times: list[Tensor] = []
 
     def forward(self, x: Tensor, time: Tensor, known: Tensor, position: Tensor) -> Tensor:
         self.calls.append((x, known))
+        self.times.append(time / self.diffusion.schedule.timesteps)
         value = self.scale * known.mean(dim=1) - 0.3
         return value[:, None, None, None, None].expand(x.shape)
 
@@ -449,6 +451,18 @@ def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
             clean, noised = (part.movedim(2, 1) for part in x.split(half))
             assert torch.equal(clean[~given], noised[~given])
             assert not torch.equal(clean[given], noised[given])
+        # what is given is noised there by as much as the rest, by one noise for all of its steps
+        calls = list(zip(network.calls, network.times, strict=True))[2:]
+        for one, two in zip(calls[::2], calls[1::2], strict=True):
+            of_steps = []
+            for (x, known), t in (one, two):
+                half = len(x) // 2
+                alpha, sigma = inferer.diffusion.levels(t[half:], x)
+                given = known[:half].bool()
+                eps = ((x[half:] - alpha * x[:half]) / sigma).movedim(2, 1)[given]
+                of_steps.append(eps)
+            torch.testing.assert_close(*of_steps, rtol=0, atol=1e-4)
+            assert abs(float(of_steps[0].std()) - 1.0) < 0.3
 
 
 def test_guidance_of_one_is_no_guidance() -> None:

@@ -212,3 +212,24 @@ def test_contacts_are_compared_over_all_pairs_of_classes(real, unplotted):
     plain = 0.5 * np.abs(means[0] - means[1]).sum(axis=1).mean()
     assert found["value"] == pytest.approx(plain, rel=1e-12)
     assert plain > 0
+
+
+def test_contacts_are_those_of_volumes_that_have_the_class(unplotted):
+    """A tumour that lies within the liver, in half of the real and in all synthetic volumes."""
+
+    def pair(name: str, sick: bool, shift: int) -> Pair:
+        label = np.zeros((12, 12, 12), np.uint8)
+        label[2:10, 2:10, 2 : 9 + shift % 2] = 1
+        if sick:
+            label[4:6, 4:6, 4 : 6 + shift % 3] = 2
+        image = np.random.default_rng(shift).normal(size=label.shape).astype(np.float32)
+        return Pair(name, image, label, (1.0, 1.0, 1.0))
+
+    names = ("liver", "tumour")
+    real = MemoryPairs([pair(f"r{k}", k < 6, k % 6) for k in range(12)], names)
+    synthetic = MemoryPairs([pair(f"s{k}", True, k % 6) for k in range(12)], names)
+    found = label_part(real, synthetic).numbers["adjacency"]
+    assert found["real"][2] == found["synthetic"][2] == [0.0, 1.0, 0.0]
+    assert found["distance"]["value"] < 0.05
+    row = measure(real, 2).contacts[:, 2]
+    assert row.mean(axis=0).tolist() == [0.0, 0.5, 0.0]

@@ -272,3 +272,60 @@ def test_exact_copies_of_few_volumes_are_caught_by_their_images(people, tmp_path
     assert numbers["alarm"] is True
     for space in ("image", "label"):
         assert numbers["copies"][space]["flagged"] == 6
+
+
+def without_label(pair: Pair) -> Pair:
+    return replace(pair, label=np.zeros_like(pair.label))
+
+
+def test_label_maps_of_nothing_are_no_copies_of_each_other(people, holdout, tmp_path):
+    healthy = [without_label(pair) for pair in people[:3]]
+    real = written(tmp_path / "real", [*healthy, *people[3:10]])
+    drawn = [without_label(pair) for pair in people[-6:-4]]
+    part = privacy_part(real, written(tmp_path / "drawn", [*drawn, *people[-4:]]), holdout)
+    assert part.numbers["reasons"] == []
+    assert part.numbers["copies"]["label"]["flagged"] == 0
+    assert any("3 training, 2 synthetic of that kind" in note for note in part.notes)
+    # nor do they hide a copy
+    copied = written(tmp_path / "copied", [*drawn, people[5], *people[-3:]])
+    assert ("case_002", "case_005") in flags(privacy_part(real, copied, holdout).numbers)
+
+
+def test_training_volumes_that_are_listed_twice_hide_no_copy(people, tmp_path):
+    rng = np.random.default_rng(4)
+    real = written(tmp_path / "real", [*people[:6], *people[:6]])
+    copies = [noisy(pair, rng) for pair in people[:6]]
+    part = privacy_part(real, written(tmp_path / "copies", copies), None)
+    assert part.numbers["copies"]["image"]["flagged"] == 6
+    assert any(note.startswith("6 of 12 training volumes are there twice") for note in part.notes)
+    alone = privacy_part(
+        written(tmp_path / "once", people[:6]), written(tmp_path / "same", copies), None
+    )
+    assert part.numbers["copies"] == alone.numbers["copies"]
+    twins = written(tmp_path / "twins", [people[0]] * 4 + [people[1]] * 4)
+    few = privacy_part(twins, written(tmp_path / "other", copies), None)
+    assert few.numbers["alarm"] is None
+    assert "leaves 2 real volumes" in few.notes[-1]
+
+
+def test_distances_of_equal_volumes_are_not_negative(people, tmp_path):
+    real = written(tmp_path / "real", people[:6])
+    numbers = privacy_part(real, real, None).numbers
+    for space in ("image", "label"):
+        assert min(row["distance"] for row in numbers["copies"][space]["volumes"]) >= 0
+    assert min(row["distance"] for row in numbers["whole"]["volumes"]) >= 0
+
+
+def test_attacks_that_were_not_made_are_not_said_to_have_failed(people, real, tmp_path):
+    one = written(tmp_path / "one", people[PER_COHORT : PER_COHORT + 1])
+    scores = {"members": np.arange(12.0), "others": np.arange(1.0)}
+    honest = written(tmp_path / "honest", people[-4:])
+    part = privacy_part(real, honest, one, critic_scores=scores)
+    assert "critic" not in part.numbers
+    assert any("critic's score needs two" in note for note in part.notes)
+    assert "With 1 unseen cases" in part.numbers["weak"][-1]
+    assert "attack told" not in privacy_section(part.numbers).lead[0]
+    many = written(tmp_path / "many", [*people[PER_COHORT:]])
+    numbers = privacy_part(real, honest, many).numbers
+    assert "no attack told" in privacy_section(numbers).lead[0]
+    assert "With 12 training volumes a membership attack" in numbers["weak"][-1]

@@ -85,12 +85,21 @@ def test_alignment_without_holdout_is_not_measured():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "mark"), [(0.01, 0.03, "good"), (-0.01, 0.03, "warn"), (-0.03, -0.01, "bad")]
+    ("low", "high", "p", "mark"),
+    [
+        (0.01, 0.03, 0.05, "good"),
+        (-0.01, 0.03, 0.04, "warn"),
+        (-0.03, -0.01, 0.01, "bad"),
+        # a single case has an interval of no width, and a p of 1
+        (0.001, 0.001, 1.0, "warn"),
+        (0.0055, 0.02, 0.125, "warn"),
+    ],
 )
 @pytest.mark.parametrize("against", ["E2-1", "E2-1F"])
-def test_useful(low, high, mark, against):
+def test_useful(low, high, p, mark, against):
     value = (low + high) / 2
-    gain = {"what": "in words", "value": value, "low": low, "high": high, "against": against}
+    gain = {"what": "in words", "value": value, "low": low, "high": high, "p_holm": p}
+    gain["against"] = against
     alone = {"dsc": 0.76, "real": 0.8, "ratio": 0.95}
     verdict = verdicts({"usefulness": {"synthetic_alone": alone, "gain": gain}})[2]
     assert verdict.mark == mark
@@ -155,7 +164,13 @@ def test_few_volumes_and_poor_judges_are_said():
     assert (verdict.mark, verdict.answer) == ("warn", "no difference seen")
     means = {"synthetic": {"mean": 0.48}, "holdout": {"mean": 0.47}}
     entry = {"mean": means, "difference": {"low": -0.01, "value": 0.01, "high": 0.03}}
-    assert "poor judge" in verdicts({"alignment": entry})[1].reason
+    verdict = verdicts({"alignment": entry})[1]
+    assert "poor judge" in verdict.reason
+    assert "poor judge (Dice 0.470" in verdict.short
+    # who sees nothing sees no difference
+    assert (verdict.answer, verdict.mark) == ("not clear", "warn")
+    entry["difference"] = {"low": -0.4, "value": -0.3, "high": -0.2}
+    assert verdicts({"alignment": entry})[1].mark == "bad"
 
 
 def test_summary_is_three_sentences_whatever_was_measured():

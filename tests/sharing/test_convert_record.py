@@ -9,14 +9,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 from tests.conftest import tiny_dataset
+from tests.damage import edit_json
 from tests.sharing.folders import assert_same
 
+from medpair.data.atomic import atomic_path
 from medpair.data.check import check_dataset
+from medpair.data.faults import errors_of
 from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
 from medpair.sharing.convert_bids import export_bids
 from medpair.sharing.convert_bids_read import import_bids
 from medpair.sharing.convert_nnunet import export_nnunet
 from medpair.sharing.convert_nnunet_read import import_nnunet
+from medpair.sharing.convert_record import CaseFiles, claim
 from medpair.sharing.convert_volumes import read_image
 
 
@@ -171,3 +175,46 @@ def test_labels_that_check_rounds_are_converted(tmp_path: Path) -> None:
     for path in raw.glob("labels*/*.nii.gz"):
         as_scaled_floats(path)
     assert_same(source, import_nnunet(raw, tmp_path / "three").parent, roi=False)
+
+
+def test_a_conversion_that_wrote_nothing_may_be_corrected(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 2)
+    bids = export_bids(source, tmp_path / "bids", "T1w").parent
+    for path in bids.rglob("*_dseg.tsv"):
+        path.unlink()
+    with pytest.raises(DataError, match="expected label values in"):
+        import_bids(bids, tmp_path / "out", labels={"class_1": 1})
+    left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert left == ["conversion.json"]
+    made = import_bids(bids, tmp_path / "out", labels={"class_1": 1, "class_2": 2}).parent
+    assert check_dataset(made) == []
+
+
+def test_a_file_that_is_being_written_is_left_to_its_writer(raw: Path, tmp_path: Path) -> None:
+    repair(raw)
+    (tmp_path / "out" / "imagesTr" / ".partial-00000000-killed.nii.gz").write_text("x")
+    with atomic_path(tmp_path / "out" / "imagesTr" / "other.nii.gz") as partial:
+        import_nnunet(raw, tmp_path / "out")
+        partial.write_text("whole")
+    assert (tmp_path / "out" / "imagesTr" / "other.nii.gz").read_text() == "whole"
+    assert not list((tmp_path / "out").rglob(".partial-*"))
+
+
+def test_names_that_are_no_text_can_be_told_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "source" / os.fsdecode(b"M\xfcller")
+    try:
+        folder.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (folder / "a.tsv").write_text("x")
+    files = {"case": CaseFiles({"image": [folder / "a.tsv"]}, [tmp_path / "out" / "a.nii.gz"])}
+    claim(tmp_path / "out", "import", tmp_path / "source", [folder / "a.tsv"], files, {})
+    assert (tmp_path / "out" / "conversion.json").exists()
+
+
+def test_negative_values_are_refused_by_all(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 2)
+    edit_json(source, lambda content: content["labels"].update({"unlabelled": -1}))
+    assert errors_of(check_dataset(source)) == []
+    with pytest.raises(DataError, match="expected values from 0 to 65535, found -1"):
+        export_bids(source, tmp_path / "bids", "T1w")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import py_compile
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -133,6 +137,7 @@ def test_all_weights_with_a_card_go_along(
     ]
     for left in ("lonely.pt", "gone.json", "vessels.txt", "checkpoint.previous.json"):
         assert f"models/{left}" in caplog.text
+    assert "vessels.training.json: holds the names of the training cases" in caplog.text
     assert verify_bundle(path) == []
     torch.save({"path": Path("x")}, models / "vessels.pt")
     with pytest.raises(DataError, match=r"vessels.pt: expected a checkpoint of plain tensors"):
@@ -155,6 +160,11 @@ def test_what_may_not_be_shared_is_refused(bundle: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"README\.md: expected a file, found a link"):
         pack_bundle(bundle, tmp_path / "dist")
     readme.unlink()
+    (bundle / "docs").rename(tmp_path / "outside")
+    (bundle / "docs").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"docs: expected a folder, found a link"):
+        pack_bundle(bundle, tmp_path / "dist")
+    (bundle / "docs").unlink()
     torch.save({"path": Path("x")}, bundle / "models" / "model.pt")
     with pytest.raises(DataError, match=r"model.pt: expected a checkpoint of plain tensors"):
         pack_bundle(bundle, tmp_path / "dist")
@@ -167,7 +177,7 @@ def test_every_change_is_found(bundle: Path, tmp_path: Path) -> None:
     root = unpacked(pack_bundle(bundle, tmp_path / "dist"), tmp_path / "got")
     assert verify_bundle(root) == []
     # what use leaves behind, and the hub's model card, are no faults
-    for name in ("models/model.ts", "README.md", "medpair/__pycache__/x.pyc", "eval/schema.json"):
+    for name in ("models/model.ts", "README.md", "eval/schema.json"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("x")
     assert verify_bundle(root) == []
@@ -191,6 +201,21 @@ def test_every_change_is_found(bundle: Path, tmp_path: Path) -> None:
     (root / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"expected a packed bundle with a manifest.json"):
         verify_bundle(root)
+
+
+def test_compiled_code_in_place_of_a_source_is_found(bundle: Path, tmp_path: Path) -> None:
+    root = unpacked(pack_bundle(bundle, tmp_path / "dist"), tmp_path / "got")
+    evil = tmp_path / "evil.py"
+    evil.write_text("__version__ = 'evil'")
+    cached = importlib.util.cache_from_source(str(root / "medpair" / "__init__.py"))
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(evil), cached, invalidation_mode=mode)
+    code = "import medpair; print(medpair.__version__)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert ran.stdout.strip() == "evil"  # Python runs it
+    (fault,) = verify_bundle(root)
+    assert fault.startswith("medpair/__pycache__: expected no compiled code")
+    assert fault.endswith("found 1 files (remove the folder: Python makes it anew)")
 
 
 def test_verbs_print_the_hash_and_tell_by_their_exit_code(

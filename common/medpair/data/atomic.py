@@ -90,15 +90,21 @@ def _new_partial(final: Path) -> tuple[int | None, Path]:
         os.close(handle)
 
 
-def remove_partials(folder: str | Path) -> int:
+def remove_partials(folder: str | Path, *depths: str) -> int:
     """Remove what killed writers left in a folder and its subfolders; return how many files.
 
     Files that a living process is writing stay. Nothing is removed on a disk without locks.
+
+    Args:
+        folder: where they are.
+        depths: how far down, as patterns that end in a slash; one level by default.
     """
     removed = 0
     if fcntl is None:
         return removed
-    for path in [path for depth in ("", "*/") for path in Path(folder).glob(f"{depth}{PARTIAL}*")]:
+    for path in [
+        path for depth in depths or ("", "*/") for path in Path(folder).glob(f"{depth}{PARTIAL}*")
+    ]:
         with suppress(OSError), open(path, "r+b") as left:
             fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
@@ -116,7 +122,8 @@ def not_written(path: Path, error: BaseException, size: int | None = None) -> Da
     reason = getattr(error, "strerror", None) or str(error)
     if not is_full(error):
         return DataError(f"{path}: expected a folder that can be written, found: {reason}")
-    free = shutil.disk_usage(path.parent).free
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(there).free
     needed = "room on the disk" if size is None else f"room for {size} bytes"
     return DataError(
         f"{path}: expected {needed}, found {free} bytes free ({reason}; make room, then the same "

@@ -20,6 +20,7 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
 from medpair.data.check_header import MAX_VOXELS
+from medpair.data.check_spacing import LARGEST, SMALLEST
 from medpair.data.faults import one_line
 from medpair.data.files import DataError, load_torch, read_json
 
@@ -195,9 +196,14 @@ def check_spacing(spacing: Sequence[Any]) -> None:
         ValueError: says what was found.
     """
     number = all(type(value) in (int, float) for value in spacing)
-    if len(spacing) != 3 or not number or not all(1e-3 <= value <= 1e3 for value in spacing):
+    if (
+        len(spacing) != 3
+        or not number
+        or not all(SMALLEST <= value <= LARGEST for value in spacing)
+    ):
         raise ValueError(
-            f"spacing: expected three numbers from 0.001 to 1000 mm, found {_SHORT.repr(spacing)}"
+            f"spacing: expected three numbers from {SMALLEST:g} to {LARGEST:g} mm, "
+            f"found {_SHORT.repr(spacing)}"
         )
 
 

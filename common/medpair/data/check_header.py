@@ -13,6 +13,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from medpair.data.faults import numbers
+from medpair.data.orientation import sheared
 
 # A header that announces more is taken for damaged; 1024^3 float32 voxels are 4 GiB.
 MAX_VOXEL_BYTES = 4 * 2**30
@@ -184,6 +185,9 @@ def _readable_affine(raw: Any, pixdim: np.ndarray, add: AddFault) -> np.ndarray 
     if not np.allclose(spacing, pixdim, rtol=PIXDIM_TOLERANCE):
         found = f"{numbers(pixdim)}: readers differ in which they take"
         add("pixdim", f"the affine's voxel sizes {numbers(spacing)}", found, "warning")
+    if sheared(affine):
+        found = f"{matrix(affine)}: sheared (a tilted gantry?), which other tools refuse: resample"
+        add("affine", "axes at right angles", found, "warning")
     return affine
 
 

@@ -170,17 +170,23 @@ def _check_labels(listing: Listing, content: dict[str, Any], group: str | None) 
     if not wrong and (0 not in values or len(values) < 2):
         expected = "0 for the background and at least one value more"
         listing.add("labels", expected, short_list(sorted(values)))
+    unnamed = [name for name in labels if not name.strip()]
+    if unnamed:
+        listing.add("labels", "a name for each value", f"{labels[unnamed[0]]!r} without one")
     labels_sound = len(listing.faults) == before
     if group is not None and content.get("label_group") == group:
         group = None  # a generated folder, merged already: see DatasetFolder.labels
-    _check_groups(listing, content.get("label_groups", {}), set(values), group)
+    background = next((name for name, value in labels.items() if value == 0), "background")
+    _check_groups(listing, content.get("label_groups", {}), set(values), group, background)
     if labels_sound:
         # with a faulty group, values can still be checked against the label set
         sound = len(listing.faults) == before
         listing.labels = LabelMap.from_dataset_json(content, group if sound else None)
 
 
-def _check_groups(listing: Listing, groups: Any, known: set[int], group: str | None) -> None:
+def _check_groups(
+    listing: Listing, groups: Any, known: set[int], group: str | None, background: str
+) -> None:
     """Check every entry of ``label_groups`` and that ``group`` is one of them."""
     if not isinstance(groups, dict):
         listing.add("label_groups", "merges by name {group: classes}", _kind(groups))
@@ -193,6 +199,7 @@ def _check_groups(listing: Listing, groups: Any, known: set[int], group: str | N
             listing.add(where, "classes {index: {name, values}}", _kind(classes))
             continue
         merged: Counter[int] = Counter()
+        names = Counter([background])
         for key, entry in classes.items():
             values = entry.get("values") if isinstance(entry, dict) else None
             named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
@@ -202,6 +209,8 @@ def _check_groups(listing: Listing, groups: Any, known: set[int], group: str | N
                 listing.add(f"{where}.{key}", expected, _shown(entry))
                 continue
             merged.update(values or [])
+            if 0 not in (values or []):  # a class with the background's value is the background
+                names[entry["name"]] += 1
         if merged and not set(merged) - {0}:
             listing.add(where, "a class besides the background", short_list([*merged]))
         unknown = sorted(set(merged) - known)
@@ -210,6 +219,10 @@ def _check_groups(listing: Listing, groups: Any, known: set[int], group: str | N
         twice = sorted(value for value, count in merged.items() if count > 1)
         if twice:
             listing.add(where, "each value in one class", f"{short_list(twice)} more than once")
+        same = sorted(name for name, count in names.items() if count > 1 or not name.strip())
+        if same:
+            expected = "a name of its own for each class (values of one class in one list)"
+            listing.add(where, expected, ", ".join(map(repr, same)))
 
 
 def _check_split(listing: Listing, split: str, entries: Any, only_labels: bool) -> None:

@@ -17,6 +17,8 @@ from medpair.data.orientation import ras_axes
 
 # Slices 6 mm apart with pixels of 0.3 mm are 20; a header that says more is wrong.
 MAX_RATIO = 50.0
+# Of a voxel, in millimetres: a micrometre to a metre. Headers outside of it count in other units.
+SMALLEST, LARGEST = 1e-3, 1e3
 # Beyond this between volumes, a person should look.
 LARGE_RATIO = 2.0
 AXES = ("left-right", "back-front", "foot-head")
@@ -40,6 +42,9 @@ def spacing_faults(json_path: str, spacings: Mapping[Path, np.ndarray]) -> list[
     """
     faults = []
     for path, spacing in spacings.items():
+        if not (spacing.min() >= SMALLEST and spacing.max() <= LARGEST):
+            expected = f"voxel sizes from {SMALLEST:g} to {LARGEST:g} mm"
+            faults.append(Fault(str(path), "spacing", expected, f"{numbers(spacing)} mm"))
         if spacing.max() > MAX_RATIO * spacing.min():
             expected = f"voxel sizes within a factor of {MAX_RATIO:g}"
             faults.append(Fault(str(path), "spacing", expected, f"{numbers(spacing)} mm"))

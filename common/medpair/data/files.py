@@ -207,8 +207,9 @@ def _towards_ras(path: Path, header: Header) -> tuple[np.ndarray, np.ndarray]:
 def write_volume(path: str | Path, volume: Volume, dtype: Any = None) -> None:
     """Write a volume atomically as NIfTI in the orientation it came from.
 
-    sform equals qform where the grid can be expressed by both, units are millimetres. Floats
-    stored as integers get the scale that nibabel derives unless they are whole numbers in range.
+    sform equals qform; a sheared grid, which a qform cannot tell, has an sform alone. Units are
+    millimetres. Floats stored as integers get the scale that nibabel derives unless they are whole
+    numbers in range.
 
     Args:
         path: final name, ending in ``.nii`` or ``.nii.gz``.

@@ -14,6 +14,9 @@ from medpair.data.files import DataError
 
 # Whole numbers stored as floats carry rounding; further off is a fraction.
 WHOLE_TOLERANCE = 1e-3
+# Between the largest and the smallest value: beyond it (atlases number structures in the hundreds
+# of millions) a table from value to class would be larger than the volume.
+WIDE = 2**20
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class LabelMap:
                 f"found {short_list(unknown)}"
             )
         dtype = np.uint8 if len(self.names) <= 256 else np.uint16
+        if len(found) and int(found[-1]) - int(found[0]) >= WIDE:
+            index_of = {value: index for index, group in enumerate(self.values) for value in group}
+            indices = np.array([index_of.get(int(value), 0) for value in found], dtype)
+            return indices[np.searchsorted(found, stored)]
         lowest = int(found[0]) if len(found) else 0
         table = np.zeros((int(found[-1]) - lowest + 1) if len(found) else 1, dtype=dtype)
         for index, group in enumerate(self.values):
@@ -79,7 +86,8 @@ class LabelMap:
         """Build the map from a ``dataset.json``; ``group`` names one of its ``label_groups``.
 
         Raises:
-            DataError: if there are no labels, no background, or no such group.
+            DataError: if there are no labels, no background, no such group, or classes without a
+                name of their own.
         """
         labels = content.get("labels")
         if not isinstance(labels, Mapping) or not all(map(is_whole, labels.values())):
@@ -93,8 +101,9 @@ class LabelMap:
         if group is None:
             ordered = sorted((value, name) for name, value in labels.items() if value != 0)
             names = [name for _, name in ordered]
+            _check_class_names("labels", (background, *names))
             return cls((background, *names), ((0,), *((value,) for value, _ in ordered)))
-        groups = content.get("label_groups", {})
+        groups = content.get("label_groups") or {}
         if group not in groups:
             raise DataError(f"label_group: expected one of {sorted(groups)}, found {group!r}")
         try:
@@ -107,9 +116,16 @@ class LabelMap:
             raise DataError(
                 f"label_groups.{group}: expected {expected}, found {groups[group]}"
             ) from None
+        _check_class_names(f"label_groups.{group}", (background, *names))
         merged = {value for merged_values in values for value in merged_values}
         rest = tuple(sorted(set(labels.values()) - merged - {0}))
         return cls((background, *names), ((0,), *values), rest)
+
+
+def _check_class_names(where: str, names: Sequence[str]) -> None:
+    """Refuse names that do not tell classes from each other: every card and table goes by them."""
+    if len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise DataError(f"{where}: expected a name of its own for each class, found {list(names)}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -58,6 +57,10 @@ def peak_memory(device: torch.device | str | None = None) -> str:
         peak = torch.cuda.max_memory_allocated(device)
         _, total = torch.cuda.mem_get_info(device)
         return f"peak {gib(peak)} of {gib(total)} on {torch.cuda.get_device_name(device)}"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "peak unknown of this process on the CPU"
     # kilobytes on Linux, bytes on macOS
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

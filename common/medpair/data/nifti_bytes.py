@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from medpair.data.orientation import ras_axes
+from medpair.data.orientation import ras_axes, sheared
 
 # Of a NIfTI-1 file without extensions: where its voxels begin
 HEADER_BYTES = 352
@@ -38,6 +38,7 @@ def nifti_pieces(
         dtype: type on disk; nibabel derives a scale where it is not the array's own.
         orientation: axis codes that the voxels are turned to.
     """
+    dtype = np.dtype(dtype).newbyteorder("=")  # as the header is written
     if array.dtype != dtype:
         return [_image(array, affine, dtype, orientation)[0].to_bytes()]
     key = np.asarray(affine, np.float64).tobytes()
@@ -74,7 +75,8 @@ def _image(
     turns = nib.orientations.ornt_transform(ras_axes(affine), target)
     image = image.as_reoriented(turns)
     image.header.set_data_dtype(dtype)
-    image.set_qform(image.affine, code=1)
     image.set_sform(image.affine, code=1)
+    # a qform is a rotation: of axes that are not at right angles it would tell another grid
+    image.set_qform(image.affine, code=0 if sheared(affine) else 1)
     image.header.set_xyzt_units("mm", "sec")
     return image, turns

@@ -23,6 +23,8 @@ TILT = (
     @ np.array([[np.cos(_Y), 0, np.sin(_Y)], [0, 1, 0], [-np.sin(_Y), 0, np.cos(_Y)]])
     @ np.array([[1, 0, 0], [0, np.cos(_X), -np.sin(_X)], [0, np.sin(_X), np.cos(_X)]])
 )
+# Cosine of two axes; rounding in headers is a hundredth of it
+RIGHT_ANGLE_TOLERANCE = 1e-3
 
 
 def ras_axes(affine: np.ndarray) -> np.ndarray:
@@ -47,3 +49,9 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Return an array and its affine with the axes turned and flipped into RAS order."""
     turns = ras_axes(affine)
     return apply_orientation(array, turns), affine @ inv_ornt_aff(turns, array.shape)
+
+
+def sheared(affine: np.ndarray) -> bool:
+    """Return whether the axes of an affine (4, 4) are not at right angles to each other."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=RIGHT_ANGLE_TOLERANCE)

@@ -8,6 +8,7 @@ attack).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,9 @@ def critic_scores_of(
         chosen = "volume"
     channels = part_of(card, "label_channels", LabelChannels)
     scores = {}
-    for key, pairs in (("members", real), ("others", holdout)):
+    for key, asked in (("members", real), ("others", holdout)):
+        # as stored: brought to a report's grid and back they would be other volumes
+        pairs = replace(asked, spacing=None)
         if pairs.names != cohort.labels[1:]:
             raise DataError(
                 f"{pairs.folder.root / 'dataset.json'}: labels: expected the training's "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_json, read_volume, write_json
 from medpair.inferers.label_writer import LabelVolumeWriter
 from medpair.metrics.label_cohort import compare_label_cohorts, format_label_table
-from medpair.metrics.label_shape import label_shape, seam_ratio
+from medpair.metrics.label_shape import NoSeamError, SeamRatio, label_shape, seam_ratio
 
 STATISTICS = "label_statistics.json"
 
@@ -51,33 +52,47 @@ def compare_with_real(
         return label_shape(label, cohort.num_labels, cohort.spacing, axis)
 
     folder = load_dataset(writer.folder.root, images=False)
-    generated, seams, sidecars = [], [], []
-    for case in folder.split(writer.folder.split):
-        assert case.label is not None
-        generated.append(read_volume(case.label, np.int64).array)
-        sidecars.append(read_json(writer.folder.root / "provenance" / f"{case.name}.json"))
-        seams.append(sidecars[-1]["seams"])
-    names = cohort.labels[1:]
+    cases = folder.split(writer.folder.split)
+    sidecars = [read_json(folder.root / "provenance" / f"{case.name}.json") for case in cases]
+    shapes = []
+
+    def generated() -> Iterator[np.ndarray]:
+        """Yield one label map after the other, measured on its way: a cohort may be large."""
+        for case in cases:
+            assert case.label is not None
+            label = read_volume(case.label, np.int64).array
+            shapes.append(shape(label))
+            yield label
+
+    seams = [sidecar["seams"] for sidecar in sidecars]
+    try:
+        ratio = seam_ratio(generated(), seams, axis, cohort.num_labels)
+    except NoSeamError:  # volumes of one window
+        ratio = None
     rows = compare_label_cohorts(
-        [shape(volume.label) for volume in volumes], [shape(label) for label in generated], names
+        [shape(volume.label) for volume in volumes], shapes, cohort.labels[1:]
     )
-    ratio = seam_ratio(generated, seams, axis, cohort.num_labels)
     summary = {
         "real": str(dataset_dir),
         "classes": rows,
-        "seams": ratio.to_json(),
-        "volumes": len(generated),
+        "seams": None if ratio is None else ratio.to_json(),
+        "volumes": len(shapes),
         "implausible_kept": sum(not sidecar["plausible"] for sidecar in sidecars),
         "implausible_replaced": sum(int(sidecar["attempt"]) for sidecar in sidecars),
     }
     path = writer.folder.root / STATISTICS
     write_json(path, summary)
     print(format_label_table(rows))
-    between = "" if ratio.low is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-    found = "none" if ratio.ratio is None else f"{ratio.ratio:.2f}{between}"
-    print(f"\nchange across window seams, relative to the slices beside them: {found}")
+    print(f"\nchange across window seams, relative to the slices beside them: {_shown(ratio)}")
     print(
-        f"implausible volumes: {summary['implausible_kept']} of {len(generated)} kept, "
+        f"implausible volumes: {summary['implausible_kept']} of {len(shapes)} kept, "
         f"{summary['implausible_replaced']} replaced"
     )
     return path
+
+
+def _shown(seam: SeamRatio | None) -> str:
+    if seam is None or seam.ratio is None:
+        return "none"
+    between = "" if seam.low is None else f" [{seam.low:.2f}, {seam.high:.2f}]"
+    return f"{seam.ratio:.2f}{between}"

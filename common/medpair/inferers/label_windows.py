@@ -153,12 +153,14 @@ class WindowDenoiser:
             time = torch.full((len(windows),), t, device=device)
             scaled = time * self.diffusion.schedule.timesteps
             self.evaluations += 1
-            given, free, times, place = clean, hidden, scaled, position
+            given, drawn, free, times, place = clean, hidden, hidden, scaled, position
             if of_given is not None:  # both branches in one batch
                 noised = self.diffusion.noised(clean, time, of_given)
-                given, free = torch.cat([clean, noised]), torch.cat([hidden, ones])
+                given, drawn = torch.cat([clean, noised]), hidden.repeat(2, 1, 1, 1, 1)
+                # in the second the given slices are there, noised like the others and not marked
+                free = torch.cat([hidden, ones])
                 times, place = times.repeat(2), place.repeat(2)
-            x_in = torch.lerp(given, x.repeat(len(given) // len(x), 1, 1, 1, 1), free)
+            x_in = torch.lerp(given, x.repeat(len(given) // len(x), 1, 1, 1, 1), drawn)
             inputs = [x_in, times, 1.0 - free[:, 0, :, 0, 0], place]
             if self.diffusion.objective == "classes":
                 levels = self.diffusion.levels(time[:1], x)

@@ -161,6 +161,10 @@ def slice_change(label: ArrayLike, axis: int, num_labels: int) -> NDArray[np.flo
     return np.where(both > 0, 1 - 2 * same / np.maximum(both, 1), 0.0)
 
 
+class NoSeamError(ValueError):
+    """No volume has a seam that can be compared with what lies beside it."""
+
+
 def seam_ratio(
     labels: Iterable[ArrayLike], seams: Iterable[Sequence[int]], axis: int, num_labels: int
 ) -> SeamRatio:
@@ -181,8 +185,8 @@ def seam_ratio(
         num_labels: number of foreground classes.
 
     Raises:
-        ValueError: a seam is outside its volume, no seam has a control on both sides, or the two
-            lists differ in length.
+        NoSeamError: no seam has a control on both sides.
+        ValueError: a seam is outside its volume, or the two lists differ in length.
     """
     sums = [
         _seam_sums(slice_change(label, axis, num_labels), positions)
@@ -190,7 +194,7 @@ def seam_ratio(
     ]
     table = np.array([row for row in sums if row[2]], dtype=np.float64)
     if not len(table):
-        raise ValueError("seams: expected a seam with slices that are none around it, found none")
+        raise NoSeamError("seams: expected a seam with slices that are none around it, found none")
 
     # volumes that change nowhere add nothing to either sum, and could be all that a resample has
     changing = table[table[:, :2].any(axis=1), :2]

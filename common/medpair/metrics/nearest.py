@@ -160,7 +160,7 @@ def aligned_distances(
     maps = torch.cat([maps[..., :3], 2 * maps[..., 3:]], dim=2)
     laid = resampled(torch.cat([moving.values, moving.mask], dim=1), maps)
     if space == "label":
-        unlike = 1 - soft_dice(laid[:, :-1], fixed.values)
+        unlike = (1 - soft_dice(laid[:, :-1], fixed.values)).clamp(min=0)
         return unlike, unlike
     rigid = _residual_distance(laid, fixed, common)
     mask = (half[:, -1:] > 0.5).float()
@@ -173,17 +173,21 @@ def _residual_distance(laid: Tensor, fixed: Grid, common: Tensor) -> Tensor:
     mask = (laid[:, -1:] > 0.9) * fixed.mask
     similar = correlation(laid[:, :-1] - common, fixed.values - common, mask)
     enough = mask.flatten(1).mean(1) >= LEAST_OVERLAP * fixed.mask.flatten(1).mean(1)
-    return torch.where(enough, 1 - similar, 1.0)
+    # of equal volumes rounding would leave less than nothing
+    return torch.where(enough, (1 - similar).clamp(min=0), 1.0)
 
 
 def soft_dice(one: Tensor, two: Tensor) -> Tensor:
-    """Return (P,) mean Dice of (P, C, ...) memberships over channels that either volume has."""
+    """Return (P,) mean Dice of (P, C, ...) memberships over channels that either volume has.
+
+    0 where neither has any: of empty label maps nothing says who is who.
+    """
     a, b = one.flatten(2), two.flatten(2)
     total = a.sum(2) + b.sum(2)
     dice = 2 * torch.minimum(a, b).sum(2) / total.clamp(min=1e-6)
     there = total > 1e-3
     mean = (dice * there).sum(1) / there.sum(1).clamp(min=1)
-    return torch.where(there.any(1), mean, 1.0)
+    return torch.where(there.any(1), mean, 0.0)
 
 
 def _mirrored(cohort: Grid, index: Tensor, flip: Tensor) -> Grid:

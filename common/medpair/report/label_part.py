@@ -83,7 +83,8 @@ def label_part(
 
     Distances: the Kolmogorov-Smirnov distance (0 to 1) for what is one number per volume; the
     Wasserstein distance of the mean histograms for intensities, in units of a volume's robust
-    range; half the summed difference of the mean rows (0 to 1) for shares of common surface.
+    range; half the summed difference of the mean rows (0 to 1) for shares of common surface, each
+    row's mean over the volumes that have its class.
 
     Args:
         real: the real cohort.
@@ -102,11 +103,11 @@ def label_part(
         }
         for k, name in enumerate(("background", *names))
     ]
-    contacts = [c.contacts.reshape(len(c.shapes), -1) for c in (one, two)]
+    mean = [_mean_contacts(cohort.contacts) for cohort in (one, two)]
     # most classes never touch: a share that is 0 everywhere adds nothing to the distance
-    touching = contacts[0].any(axis=0) | contacts[1].any(axis=0)
-    of_contacts = _contact_distance(len(names) + 1)
-    mean = [c.contacts.mean(axis=0) for c in (one, two)]
+    touching = (mean[0] > 0) | (mean[1] > 0)
+    of_contacts = _contact_distance(touching)
+    contacts = [_contact_rows(cohort.contacts, touching) for cohort in (one, two)]
     numbers = {
         "real_volumes": len(real),
         "synthetic_volumes": len(synthetic),
@@ -114,7 +115,7 @@ def label_part(
         "classes": classes,
         "intensity": intensity,
         "adjacency": {
-            **_compared(of_contacts, contacts[0][:, touching], contacts[1][:, touching], seed),
+            **_compared(of_contacts, contacts[0], contacts[1], seed),
             "names": ["background", *names],
             "real": mean[0].round(4).tolist(),
             "synthetic": mean[1].round(4).tolist(),
@@ -222,8 +223,32 @@ def _histogram_distance(first: NDArray[np.float64], second: NDArray[np.float64])
     return float(np.abs(apart).sum() / len(apart))
 
 
-def _contact_distance(count: int) -> Statistic:
+def _mean_contacts(contacts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (K + 1, K + 1): each row's mean over the volumes (N, K + 1, K + 1) with that class."""
+    there = contacts.any(axis=2).sum(axis=0)[:, None]
+    return np.asarray(contacts.sum(axis=0) / np.maximum(there, 1))
+
+
+def _contact_rows(
+    contacts: NDArray[np.float64], touching: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return of each volume the shares that matter, then which classes have a surface (0 or 1)."""
+    return np.hstack([contacts[:, touching], contacts.any(axis=2)])
+
+
+def _contact_distance(touching: NDArray[np.bool_]) -> Statistic:
+    """Return the statistic of two tables of ``_contact_rows``."""
+    count = len(touching)
+    row = np.nonzero(touching)[0]
+
+    def mean(table: NDArray[np.float64]) -> NDArray[np.float64]:
+        there = table[:, -count:].sum(axis=0)
+        return np.asarray(table[:, :-count].sum(axis=0) / np.maximum(there, 1)[row])
+
     def distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-        return float(0.5 * np.abs(first.mean(axis=0) - second.mean(axis=0)).sum() / count)
+        # a class that one of them lacks is told by its presence
+        drawn = (table[:, -count:].sum(axis=0)[row] > 0 for table in (first, second))
+        both = np.logical_and(*drawn)
+        return float(0.5 * np.abs(mean(first) - mean(second))[both].sum() / count)
 
     return distance

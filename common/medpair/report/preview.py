@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medpair.data.cohort import robust_range
+from medpair.data.cohort import require_same_grid, robust_range
 from medpair.data.dataset import Case, DatasetFolder, load_dataset
 from medpair.data.files import DataError, atomic_path, read_volume
 from medpair.data.labels import whole_values
@@ -158,10 +158,14 @@ def preview_datasets(
         for case in _picked(dataset, split, count, cases):
             label = None
             if case.label is not None:
-                stored = read_volume(case.label, None).array
-                label = labels.encode(whole_values(stored, str(case.label)), str(case.label))
+                stored = read_volume(case.label, None)
+                source = str(case.label)
+                label = labels.encode(whole_values(stored.array, source), source)
             if case.image is not None:
-                image = read_volume(case.image).array
+                volume = read_volume(case.image)
+                image = volume.array
+                if case.label is not None:
+                    require_same_grid(case.label, stored, volume)
             else:  # a label map alone is shown on its own silhouette
                 assert label is not None
                 image = (label > 0).astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,7 @@ class GridCohort:
     labels: Grid
 
 
-def frame_of(real: PairFolder, voxels: int = VOXELS) -> Frame:
+def frame_of(real: Iterable[Pair], voxels: int = VOXELS) -> Frame:
     """Return the frame that holds the labels of a cohort, with some surroundings."""
     extents, steps = [], []
     for pair in real:

@@ -32,12 +32,13 @@ def privacy_section(numbers: Mapping[str, Any]) -> Section:
     if numbers["alarm"]:
         section.lead = ["Alarm.", *numbers["reasons"]]
     else:
-        section.lead = [
+        clear = (
             "No alarm: no synthetic volume was found to be a copy of a training volume by its "
-            "image or its labels, and no attack told training cases from unseen ones well enough "
-            "for one.",
-            *numbers["weak"],
-        ]
+            "image or its labels"
+        )
+        if numbers["attack"]:
+            clear += ", and no attack told training cases from unseen ones well enough for one"
+        section.lead = [f"{clear}.", *numbers["weak"]]
     told = membership_sentence(numbers)
     if told and not numbers["alarm"]:
         section.lead.append(f"It is not nothing: {told}")

@@ -49,7 +49,7 @@ def distances(
     for axes in FLIPS:
         turned = np.flip(queries, tuple(axis + 1 for axis in axes)) if axes else queries
         best = np.maximum(best, _standardised(turned - common) @ two.T)
-    return 1.0 - best
+    return np.maximum(1.0 - best, 0.0)
 
 
 def whole_copies(

@@ -229,13 +229,14 @@ def diversity_section(numbers: Mapping[str, Any]) -> Section:
         "How much two random volumes of one cohort differ. A synthetic cohort whose volumes are "
         "more alike than the real ones (higher similarity, lower distance) repeats itself."
     ]
-    table = Table("Within each cohort", ("measure", "real", "synthetic", "pairs of volumes"))
+    table = Table("Within each cohort", ("measure", "real", "synthetic", "pairs, real / synthetic"))
     for name, entry in numbers["measures"].items():
         sides = [
             with_range(entry[c]["mean"], entry[c]["low"], entry[c]["high"], 3)
             for c in ("real", "synthetic")
         ]
-        table.rows.append((name_of(name), *sides, str(entry["real"]["pairs"])))
+        pairs = " / ".join(str(entry[c]["pairs"]) for c in ("real", "synthetic"))
+        table.rows.append((name_of(name), *sides, pairs))
     section.tables = [table] if table.rows else []
     return section
 

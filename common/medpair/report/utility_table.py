@@ -212,8 +212,10 @@ def _main(rows: Sequence[Mapping[str, Any]], region: str) -> list[str]:
 def _classes(rows: Sequence[Mapping[str, Any]], region: str) -> list[str]:
     """Return DSC of each class, and how many predictions were empty."""
     names = [name for name in rows[0]["results"][region] if name != "mean"]
+    # what would end a cell or begin a tag
+    heads = [name.replace("|", "\\|").replace("<", "\\<") for name in names]
     lines = [
-        f"| DSC | {' | '.join(names)} | empty predictions |",
+        f"| DSC | {' | '.join(heads)} | empty predictions |",
         "|---" * (len(names) + 2) + "|",
     ]
     for row in rows:

@@ -23,6 +23,8 @@ AGAINST = {
 FEW = 20
 # A segmenter that agrees less with held-out real labels (Dice) is a poor judge of others
 POOR_JUDGE = 0.6
+# Largest p (Holm) of a gain, or a loss, that is taken for one
+SIGNIFICANT = 0.05
 # Labels that fit this much worse than real ones (Dice) are said to be misaligned
 MISALIGNED = -0.02
 
@@ -127,13 +129,17 @@ def _aligned(report: Mapping[str, Any]) -> Verdict:
         f"{fixed(found['mean'])}, with held-out real labels to {fixed(held['mean'])}: difference "
         f"{value}."
     )
-    if held["mean"] < POOR_JUDGE:
-        reason += " A segmenter that agrees so little with real labels is a poor judge."
     short = f"Dice {value} against held-out real pairs"
-    if difference["low"] >= MISALIGNED:
-        return Verdict(question, "yes", "good", reason, short)
+    poor = held["mean"] < POOR_JUDGE
+    if poor:
+        reason += " A segmenter that agrees so little with real labels is a poor judge."
+        short += f", by a poor judge (Dice {fixed(held['mean'])} with those)"
     if difference["high"] < MISALIGNED:
         return Verdict(question, "worse than real", "bad", reason, short)
+    if poor:
+        return Verdict(question, "not clear", "warn", reason, short)
+    if difference["low"] >= MISALIGNED:
+        return Verdict(question, "yes", "good", reason, short)
     reason += " More cases are needed to tell whether that is worse."
     return Verdict(question, "not clear", "warn", reason, short)
 
@@ -164,7 +170,9 @@ def _useful(report: Mapping[str, Any]) -> Verdict:
             f"{AGAINST[gain['against']]}."
         )
         shorts.append(f"added to real pairs {value}")
-        mark = "good" if gain["low"] > 0 else "bad" if gain["high"] < 0 else "warn"
+        # an interval of few cases is too narrow: both have to say so
+        told = gain["p_holm"] <= SIGNIFICANT and not gain["low"] <= 0 <= gain["high"]
+        mark = ("good" if gain["low"] > 0 else "bad") if told else "warn"
     return Verdict(question, answer, mark, " ".join(parts), "; ".join(shorts))  # type: ignore[arg-type]
 
 

@@ -273,7 +273,7 @@ def _load(pair: Pair, classes: Mapping[str, int]) -> dict[str, Volume]:
         return load_pair(replace(pair, label=files[0].path), labels, values)
     volumes = load_pair(pair, labels, values)
     image = volumes["image"]
-    merged = np.zeros(image.array.shape, label_dtype(max(values)))
+    merged = np.zeros(image.array.shape, label_dtype(values))
     for file in files:
         mask = on_grid(read_mask(file.path), image, (file.path, pair.image)).array > 0
         twice = int((merged[mask] != 0).sum())

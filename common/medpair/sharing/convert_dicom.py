@@ -231,7 +231,7 @@ def _load(pair: Pair, values: dict[str, int], priority: Sequence[str]) -> dict[s
     array, affine = series_volume(image.files, str(image.files[0].parent))
     dataset = read_dicom(label.files[0])
     where = str(label.files[0])
-    merged = np.zeros(array.shape, label_dtype(len(values)))
+    merged = np.zeros(array.shape, label_dtype([len(values)]))
     rank = {values[word]: place for place, word in enumerate(priority)}
     overlaps: dict[tuple[str, str], int] = {}
     by_value = {value: word for word, value in values.items()}

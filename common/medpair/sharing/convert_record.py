@@ -10,12 +10,14 @@ patient's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medpair import __version__
+from medpair.data.atomic import remove_partials
 from medpair.data.files import DataError, file_sha256, read_json, write_json
 
 # Whose content counts, not their time
@@ -77,14 +79,20 @@ def claim(
         },
     }
     path = root / record
-    if path.exists():
+    if path.exists() and any(_written(root, path)):
         _go_on(path, read_json(path), now, cases, finished=(root / last).exists())
-        for leftover in root.rglob(".partial-*"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        remove_partials(root, "**/")  # of a run that was killed
+    elif not path.exists() and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: expected an empty folder or none, found other files in it")
-    else:
+    else:  # also what a refused conversion left: its record alone
         write_json(path, now)
+
+
+def _written(root: Path, record: Path) -> Iterator[Path]:
+    """Yield the files of a folder besides its record."""
+    for path in root.rglob("*"):
+        if path.is_file() and path != record:
+            yield path
 
 
 def _digest(paths: Iterable[Path], source: Path, more: Sequence[str] = ()) -> str:
@@ -105,9 +113,9 @@ def _digest(paths: Iterable[Path], source: Path, more: Sequence[str] = ()) -> st
             name = path
         # lists are written again when an export is repeated, with the same content
         stamp = file_sha256(path) if path.suffix in LISTS else status.st_mtime_ns
-        digest.update(f"{name}\0{status.st_size}\0{stamp}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{stamp}\n"))
     for line in more:
-        digest.update(f"{line}\n".encode())
+        digest.update(os.fsencode(f"{line}\n"))
     return digest.hexdigest()
 
 

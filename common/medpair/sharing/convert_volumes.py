@@ -78,7 +78,7 @@ def read_label(path: Path, labels: LabelMap, values: Sequence[int]) -> Volume:
     """
     volume = read_image(path)
     classes = labels.encode(whole_values(volume.array, str(path)), str(path))
-    table = np.asarray(values, dtype=label_dtype(max(values)))
+    table = np.asarray(values, dtype=label_dtype(values))
     return Volume(table[classes], volume.affine, volume.orientation)
 
 
@@ -99,14 +99,16 @@ def read_mask(path: Path) -> Volume:
     return Volume((array != 0).astype(np.uint8), volume.affine, volume.orientation)
 
 
-def label_dtype(largest: int) -> Any:
-    """Return the type of label maps with values up to ``largest``.
+def label_dtype(values: Sequence[int]) -> Any:
+    """Return the type of label maps with these values.
 
     Raises:
         DataError: if there is none.
     """
-    if largest > np.iinfo(np.uint16).max:
-        raise DataError(f"labels: expected values up to 65535, found {largest}")
+    smallest, largest = min(values), max(values)
+    if smallest < 0 or largest > np.iinfo(np.uint16).max:
+        found = smallest if smallest < 0 else largest
+        raise DataError(f"labels: expected values from 0 to 65535, found {found}")
     return np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
 
 

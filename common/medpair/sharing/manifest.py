@@ -12,6 +12,7 @@ import json
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,8 @@ from medpair.sharing.own_code import MANIFEST, PACKAGE
 
 # Python can import these from a bundle's folder, which is on its path
 IMPORTABLE = (".py", ".pyc", ".pyd", ".so")
+# Where Python keeps what it has compiled
+CACHE = "__pycache__"
 # Opens a file of a bundle
 Open = Callable[[], IO[bytes]]
 # What reading a damaged zip raises
@@ -50,7 +53,9 @@ def verify_bundle(path: str | Path) -> list[str]:
 
     Files beside the manifest's are a fault in a zip. In a folder, which gathers results and caches
     in use, they are one where they would be run: in ``configs`` and ``medpair``, and what Python
-    could import. A zip is not unpacked, and each file is read to its stated size at most.
+    could import; its caches of compiled code among them, which it runs in place of the sources and
+    compares with their time and size at most. A zip is not unpacked, and each file is read to its
+    stated size at most.
 
     Raises:
         DataError: if it is no bundle, has no manifest, or a zip's names would leave its folder.
@@ -66,10 +71,18 @@ def verify_bundle(path: str | Path) -> list[str]:
                 faults.append(f"{name}: expected a file, found none")
             elif (found := _sha256(files[name], entry["bytes"])) != entry["sha256"]:
                 faults.append(f"{name}: expected SHA-256 {entry['sha256']}, found {found}")
+        compiled: Counter[str] = Counter()
         for name in sorted(set(files) - set(listed) - {MANIFEST}):
-            if Path(path).is_file() or _would_run(name):
+            cache, inside, _ = name.partition(f"{CACHE}/")
+            if Path(path).is_file() or (_would_run(name) and not inside):
                 faults.append(f"{name}: expected no file that {MANIFEST} does not list, found one")
-    return faults
+            elif inside:
+                compiled[cache + CACHE] += 1
+    return faults + [
+        f"{name}: expected no compiled code, which {MANIFEST} does not list, found {count} files "
+        "(remove the folder: Python makes it anew)"
+        for name, count in compiled.items()
+    ]
 
 
 def _listed(text: bytes, path: str | Path) -> dict[str, dict[str, Any]]:
@@ -84,7 +97,7 @@ def _listed(text: bytes, path: str | Path) -> dict[str, dict[str, Any]]:
             str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
             for name, entry in files.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise DataError(
             f"{path}: {MANIFEST}: expected files with bytes and sha256, found something else"
         ) from None
@@ -92,8 +105,6 @@ def _listed(text: bytes, path: str | Path) -> dict[str, dict[str, Any]]:
 
 def _would_run(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    if "__pycache__" in parts:
-        return False
     return parts[0] in ("configs", PACKAGE) or name.endswith(IMPORTABLE)
 
 
@@ -146,7 +157,8 @@ def _of_zip(archive: zipfile.ZipFile, path: Path) -> dict[str, Open]:
     for entry in archive.infolist():
         name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name:
+        outside = not pure.parts or pure.is_absolute() or ".." in pure.parts
+        if outside or any(mark in name for mark in "\\:\0"):
             raise DataError(f"{path}: {name!r}: expected a path inside the bundle, found another")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise DataError(f"{path}: {name!r}: expected a file, found a link or device")

@@ -68,6 +68,12 @@ def pack_bundle(bundle: str | Path, output_dir: str | Path) -> Path:
     for name, data in files.items():
         if len(data) > LARGE:
             logger.warning("%s: %d MB; the model zoo takes 25 at most", name, len(data) // 10**6)
+    records = [name for name in chosen if name.endswith(TRAINING)]
+    if records:
+        logger.warning(
+            "%s: holds the names of the training cases; of patients, remove it before packing",
+            ", ".join(records),
+        )
     if left:
         logger.info("left out, not part of a bundle: %s", ", ".join(left))
     manifest = manifest_of(root.name, version, medpair.__version__, files)
@@ -81,7 +87,7 @@ def bundle_files(root: Path) -> tuple[list[str], list[str]]:
     """Return the files that belong to a bundle, by their path in it, and what else lies there.
 
     Raises:
-        DataError: if one that belongs to it is a link.
+        DataError: if one that belongs to it, or a folder of those, is a link.
     """
     chosen, left = [], []
     # what packing added to an unpacked bundle is made anew
@@ -90,6 +96,8 @@ def bundle_files(root: Path) -> tuple[list[str], list[str]]:
         if top.name in ours or top.name.startswith("."):
             continue
         if top.name in ("configs", "docs", "models"):
+            if top.is_symlink():
+                raise DataError(f"{top}: expected a folder, found a link")
             names = [path.relative_to(root).as_posix() for path in sorted(top.rglob("*"))]
         else:
             names = [top.name]

@@ -92,6 +92,9 @@ def halved(state: Mapping[str, Any], source: str | Path = "weights") -> dict[str
     """
     result = {}
     for name, value in state.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise DataError(f"{source}: {name}: expected a tensor, found a value of type {kind}")
         short = value.half() if value.dtype in (torch.float32, torch.bfloat16) else value
         if value.is_floating_point() and not value.isfinite().all():
             raise DataError(f"{source}: {name}: expected finite weights, found others")

@@ -90,3 +90,12 @@ def test_classes_can_be_stored_merged(tmp_path: Path) -> None:
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"brain.*thorax.*vessels.*found 'lungs'"):
         write_phantom_cohort("lungs", tmp_path, 1)
+
+
+def test_a_size_that_was_refused_does_not_claim_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size: expected three whole numbers"):
+        write_phantom_cohort("thorax", tmp_path, 1, size=(8, 8, 8))
+    size, spacing = SMALL["thorax"]
+    write_phantom_cohort("thorax", tmp_path, 1, size=size, spacing=spacing)
+    with pytest.raises(DataError, match="choose another folder"):
+        write_phantom_cohort("thorax", tmp_path, 1, size=(64, 48, 32), spacing=spacing)

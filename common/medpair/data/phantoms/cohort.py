@@ -124,7 +124,8 @@ def _claim(root: Path, made: dict[str, Any]) -> None:
     """Note in ``phantom.json`` how the volumes are made; refuse those made otherwise."""
     path = root / "phantom.json"
     there = read_json(path) if path.exists() else made
-    if there != made:
+    # where nothing else is, the volumes were refused: of a wrong size, say
+    if there != made and any(other != path for other in root.iterdir()):
         raise DataError(
             f"{path}: expected volumes made as asked for now, {made}, found {there} "
             "(choose another folder)"

@@ -1,0 +1,69 @@
+"""Generated label volumes beside real ones, where there is little to compare."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.conftest import tiny_dataset
+
+from medpair.data.cohort import read_cohort
+from medpair.data.files import Volume, read_json, write_json
+from medpair.inferers import label_comparison
+from medpair.inferers.label_comparison import compare_with_real
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    return tiny_dataset(tmp_path / "real", 4, validation=0)
+
+
+def writer_of(folder: Path, real: Path, seams: list[int]) -> Any:
+    """Stand in for the writer of a folder whose volumes have these seams."""
+    for path in sorted(folder.glob("labelsTr/*")):
+        name = path.name.removesuffix(".nii.gz")
+        sidecar = {"seams": seams, "plausible": True, "attempt": 0}
+        write_json(folder / "provenance" / f"{name}.json", sidecar)
+    return SimpleNamespace(
+        cohort=read_cohort(real)[0],
+        inferer=SimpleNamespace(axis=2),
+        folder=SimpleNamespace(root=folder, split="training"),
+    )
+
+
+@pytest.mark.parametrize("seams", [[], [6]])
+def test_volumes_of_one_window_have_no_seam_to_tell_of(
+    real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seams: list[int]
+) -> None:
+    generated = tiny_dataset(tmp_path / "generated", 3, validation=0, seed=1)
+    path = compare_with_real(writer_of(generated, real, seams), real)
+    summary = read_json(path)
+    assert summary["volumes"] == 3
+    assert [row["name"] for row in summary["classes"]] == ["class_1", "class_2"]
+    assert (summary["seams"] is None) == (not seams)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "seams" in line)
+    assert line.endswith("none") == (not seams)
+
+
+def test_a_large_cohort_is_read_one_label_map_after_the_other(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generated = tiny_dataset(tmp_path / "generated", 5, validation=0, seed=1)
+    made: list[weakref.ref[np.ndarray]] = []
+    read = label_comparison.read_volume
+
+    def counting(path: Path, dtype: Any) -> Volume:
+        alive.append(sum(array() is not None for array in made))
+        volume = read(path, dtype)
+        made.append(weakref.ref(volume.array))
+        return volume
+
+    alive: list[int] = []
+    monkeypatch.setattr(label_comparison, "read_volume", counting)
+    compare_with_real(writer_of(generated, real, [6]), real)
+    assert len(alive) == 5
+    assert max(alive) == 1  # the one before is let go of when the next is there
