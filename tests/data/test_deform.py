@@ -6,12 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import label as scipy_label
 from scipy.ndimage import map_coordinates
 
 from medpair.data.cohort import LabelledVolume, read_cohort, robust_range, to_unit
 from medpair.data.dataset import entry, write_dataset_json
-from medpair.data.deform import Deformation, deformed_copies, positions, sample
+from medpair.data.deform import (
+    Deformation,
+    bent_label,
+    deformed_copies,
+    positions,
+    sample,
+)
 from medpair.data.files import Volume, write_volume
+from medpair.data.phantoms.cohort import KINDS
 from medpair.data.sampling import numpy_generator
 
 SHAPE = (20, 24, 16)
@@ -119,7 +127,55 @@ def test_bends_are_cubic_splines_between_nodes() -> None:
     np.testing.assert_allclose(at[0] - at[1], expected, atol=1e-12)
 
 
-def test_images_on_their_own_grid_are_interpolated_and_labels_are_not(folder: Path) -> None:
+def turned_grid(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    one = (1.0, 1.0, 1.0)
+    return positions(shape, one, one, Deformation(1, 8.0, 1.0), numpy_generator(seed))
+
+
+def test_outlines_of_bent_labels_are_nearer_to_the_truth_than_the_nearest_voxels() -> None:
+    """Of a ball whose bent form is known exactly; its size is that of the nearest voxels."""
+    shape = (24, 24, 24)
+    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")).astype(float)
+
+    def ball(at: np.ndarray) -> np.ndarray:
+        """Two halves of a ball, classes 3 and 7."""
+        far = np.linalg.norm(at - 11.6, axis=0)
+        return np.where(far > 7.3, 0, np.where(at[0] > 11.3, 7, 3)).astype(np.uint8)
+
+    wrong = np.zeros(2)
+    for seed in range(4):
+        at = turned_grid(shape, seed)
+        stored, truth = ball(places), ball(at)
+        nearest, bent = sample(stored, at, 0), bent_label(stored, at)
+        assert set(np.unique(bent)) == {0, 3, 7}
+        assert bent.dtype == stored.dtype
+        assert (bent > 0).sum() == (nearest > 0).sum()
+        wrong += (nearest != truth).sum(), (bent != truth).sum()
+    assert wrong[1] < 0.8 * wrong[0]
+
+
+def test_bent_vessels_are_not_thinned_out() -> None:
+    shape = (64, 64, 48)
+    pieces = np.zeros(2)
+    for seed in range(3):
+        phantom = KINDS["vessels"].make(shape, seed=seed, spacing=(1.0, 1.0, 1.0))
+        at = turned_grid(shape, seed)
+        nearest, bent = sample(phantom.label, at, 0), bent_label(phantom.label, at)
+        share = map_coordinates((phantom.label > 0).astype(float), at, order=1, mode="nearest")
+        # where the membership is above one half alone, they would be a tenth thinner or more
+        assert (bent > 0).sum() == (nearest > 0).sum() > 1.1 * (share > 0.5).sum()
+        pieces += [scipy_label(array, np.ones((3, 3, 3)))[1] for array in (bent > 0, share > 0.5)]
+    assert pieces[0] < 0.7 * pieces[1]  # nor into pieces
+
+
+def test_a_label_read_where_it_lies_is_itself_and_nothing_stays_nothing() -> None:
+    label = np.random.default_rng(0).integers(0, 4, (6, 7, 8)).astype(np.uint16)
+    at = np.stack(np.meshgrid(*map(np.arange, label.shape), indexing="ij")).astype(float)
+    np.testing.assert_array_equal(bent_label(label, at), label)
+    assert not bent_label(np.zeros_like(label), at).any()
+
+
+def test_images_on_their_own_grid_are_interpolated_and_classes_stay_classes(folder: Path) -> None:
     volume = copies(folder, None, Deformation(copies=1, degrees=0, millimetres=0))[0]
     assert set(np.unique(volume.label)) == {0, 1, 2}
     inner = volume.image[6:-6, 6:-6, 6:-6]

@@ -4,7 +4,8 @@ Image and label map are bent together, so that whoever draws images to label map
 bent label map's image is the bent image. Where volumes are resampled to a coarser grid anyway,
 copies are taken from the volume as it is stored, voxel by voxel, with no interpolation: fine noise
 and sharp outlines are those of real images. On their own grid images are read through cubic
-splines, which dampen noise less than straight lines between voxels do.
+splines, which dampen noise less than straight lines between voxels do, and label maps so that
+outlines stay smooth and classes as large as they are, see ``bent_label``.
 """
 
 from __future__ import annotations
@@ -102,9 +103,8 @@ def deformed_copies(
             at = positions(label.shape, image.spacing, cohort.spacing, deform, rng)
             bent = sample(image.array, at, order=0 if coarser else 3)
             limits = cohort.intensity if cohort.channel.upper() == CT else robust_range(bent)
-            result.append(
-                LabelledVolume(to_unit(bent, *limits), sample(label, at, order=0), case.name)
-            )
+            classes = sample(label, at, order=0) if coarser else bent_label(label, at)
+            result.append(LabelledVolume(to_unit(bent, *limits), classes, case.name))
     return result
 
 
@@ -148,6 +148,34 @@ def sample(array: np.ndarray, at: np.ndarray, order: int) -> np.ndarray:
         last = (np.array(array.shape) - 1)[:, None, None, None]
         return array[tuple(np.clip(np.rint(at).astype(int), 0, last))]
     return map_coordinates(array, at, order=order, mode="nearest")
+
+
+def bent_label(label: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return a label map (W, H, D) read at positions (3, W, H, D) between its voxels.
+
+    The nearest voxel's class has outlines that jump by up to half a voxel: on hippocampi at 1 mm a
+    segmenter agrees with such labels to a Dice of 0.836, with the labels as they were to 0.858. So
+    each class's membership is read as the image is, through cubic splines: 0.844. Where it is
+    largest alone would thin vessels out: a line between two voxels is half of either. So the
+    foreground is where its membership is largest, in as many voxels as the nearest ones have of it,
+    and of these each goes to its largest class. Simulated vessels break into 13 pieces, and into 12
+    by the nearest voxels (5 as they were). Measured by tests/benchmarks/measure_bent_labels.py.
+
+    Args:
+        label: (W, H, D) class indices.
+        at: in its voxels.
+    """
+    nearest = sample(label, at, order=0)
+    total = np.zeros(nearest.shape)
+    most, largest = np.full(nearest.shape, -np.inf), np.zeros_like(nearest)
+    for value in np.unique(nearest[nearest > 0]):
+        share = map_coordinates((label == value).astype(np.float64), at, order=3, mode="nearest")
+        total += share
+        larger = share > most
+        most[larger], largest[larger] = share[larger], value
+    inside = np.zeros(total.size, bool)
+    inside[np.argsort(-total.ravel(), kind="stable")[: int((nearest > 0).sum())]] = True
+    return np.where(inside.reshape(total.shape), largest, 0).astype(label.dtype)
 
 
 def _spline(nodes: int, size: int) -> np.ndarray:
