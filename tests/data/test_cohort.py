@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +24,7 @@ from medpair.data.cohort import (
 )
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError
+from medpair.data.segmentation import read_task
 
 
 def test_orientation_on_disk_does_not_matter(tmp_path: Path) -> None:
@@ -157,3 +159,13 @@ def test_ct_numbers_above_air_keep_their_own_range(tmp_path: Path) -> None:
     content = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**content, "channel_names": {"0": "CT"}}))
     assert read_cohort(folder)[0].intensity == plain.intensity
+
+
+@pytest.mark.parametrize(
+    "spacing", [1.0, [1.0], [1, 1], [1, -1, 1], [1, 0, 1], [1, 1, 1, 9], "1,1,1", [1, 1, 1e-5]]
+)
+def test_a_spacing_that_is_none_is_refused_before_a_training(tmp_path: Path, spacing: Any) -> None:
+    folder = tiny_dataset(tmp_path / "set", 2, validation=0)
+    for read in (read_cohort, read_task):
+        with pytest.raises(ValueError, match=r"spacing: expected three numbers from 0\.001 to"):
+            read(folder, None, spacing)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.ndimage import label as scipy_label
 from scipy.ndimage import map_coordinates
+from tests.damage import edit_json
 
 from medpair.data.cohort import LabelledVolume, read_cohort, robust_range, to_unit
 from medpair.data.dataset import entry, write_dataset_json
@@ -20,7 +22,7 @@ from medpair.data.deform import (
 )
 from medpair.data.files import Volume, write_volume
 from medpair.data.phantoms.cohort import KINDS
-from medpair.data.sampling import numpy_generator
+from medpair.data.sampling import case_counter, numpy_generator
 
 SHAPE = (20, 24, 16)
 
@@ -57,7 +59,8 @@ def test_what_is_sampled_from_a_finer_grid_is_real_voxels_with_their_own_labels(
     assert [volume.case for volume in bent] == ["case_0"] * 3 + ["case_1"] * 3
     stored = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
     for index, volume in enumerate(bent):
-        rng = numpy_generator(0, *divmod(index, 3))
+        case, copy = divmod(index, 3)
+        rng = numpy_generator(0, case_counter(f"case_{case}"), copy)
         at = positions(SHAPE, [2, 2, 2], [4, 4, 4], deform, rng)
         values = sample(stored, at, order=0) + index // 3
         np.testing.assert_array_equal(volume.image, to_unit(values, *robust_range(values)))
@@ -211,3 +214,15 @@ def test_splines_keep_more_of_an_images_noise_than_straight_lines_do() -> None:
 def test_what_makes_no_sense_is_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Deformation(**given)  # type: ignore[arg-type]
+
+
+def test_a_case_has_the_same_copies_whoever_else_is_there(folder: Path, tmp_path: Path) -> None:
+    """A guarantee for one volume rests on the others being as they were without it."""
+    alone = tmp_path / "alone"
+    shutil.copytree(folder, alone)
+    edit_json(alone, lambda content: content["training"].pop(0))
+    deform = Deformation(copies=2)
+    both, one = copies(folder, [4, 4, 4], deform), copies(alone, [4, 4, 4], deform)
+    assert [volume.case for volume in one] == ["case_1"] * 2
+    for here, there in zip(both[2:], one, strict=True):
+        np.testing.assert_array_equal(here.image, there.image)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +110,22 @@ def test_patch_normalization_spans_the_range() -> None:
 def test_fitting_patch() -> None:
     assert fitting_patch([(31, 54, 34), (42, 51, 28)]) == [48, 64, 48]
     assert fitting_patch([(312, 384, 127)]) == [128, 128, 64]
+
+
+def test_a_cases_patches_do_not_depend_on_who_else_is_there() -> None:
+    """Without a volume those of the others stay: what differential privacy takes for granted."""
+    cohort = [replace(volume((30, 20, 10), seed), case=f"case_{seed}") for seed in range(3)]
+    bent = replace(cohort[1], image=np.flip(cohort[1].image).copy())  # a copy has the case's name
+
+    def starts(volumes: list[LabelledVolume]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for number, start in PatchDataset(volumes, (16, 16, 8), random_patches=5, seed=9).data:
+            found.setdefault(volumes[number].case, []).append(start)
+        return found
+
+    whole = starts([*cohort, bent])
+    assert starts([*cohort[1:], bent]) == {name: whole[name] for name in ("case_1", "case_2")}
+    half = len(whole["case_1"]) // 2
+    assert whole["case_1"][:half] != whole["case_1"][half:]
+    with pytest.raises(ValueError, match="random_patches: expected at least 0, found -1"):
+        PatchDataset(cohort, (16, 16, 8), random_patches=-1)

@@ -11,6 +11,7 @@ import pytest
 from tests.bundles.conftest import BUNDLES
 
 from medpair.data.files import DataError
+from medpair.engines.knob_numbers import refuse_wrong_numbers
 from medpair.engines.knobs import refuse_misread_texts, refuse_unknown_knobs
 
 RUNNER = ["/venv/lib/monai/bundle/__main__.py", "run"]
@@ -127,3 +128,39 @@ def test_the_real_command_ends_with_one_line(tmp_path: Path) -> None:
     assert line.endswith("did you mean num_samples?")
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("knob", "word", "expected"),
+    [
+        ("batch_size", "0", "a whole number of at least 1"),
+        ("batch_size", "2.5", "a whole number of at least 1"),
+        ("max_epochs", "True", "a whole number of at least 1"),
+        ("val_interval", "0", "a whole number of at least 1"),
+        ("log_interval", "-3", "a whole number of at least 1"),
+        ("iterations_per_epoch", "0", "a whole number of at least 1"),
+        ("num_workers", "-1", "a whole number of at least 0"),
+        ("seed", "-1", "a whole number of at least 0"),
+        ("learning_rate", "-0.1", "a number of at least 0"),
+        ("critic_lr", "1e999", "a number of at least 0"),
+        ("averaging", "99.9", "a number from 0 to below 1"),
+    ],
+)
+def test_a_number_that_a_knob_cannot_have_is_refused(
+    knob: str, word: str, expected: str, tmp_path: Path
+) -> None:
+    words = [*RUNNER, "--config_file", config("wgan_sn_mp", "train")]
+    with pytest.raises(DataError, match=rf"^--{knob}: expected {expected}, found "):
+        refuse_wrong_numbers([*words, f"--{knob}", word])
+    overlay = tmp_path / "mine.json"
+    overlay.write_text(json.dumps({knob: json.loads(word.lower())}))
+    both = str([config("wgan_sn_mp", "train"), str(overlay)])
+    with pytest.raises(DataError, match=rf"mine\.json: {knob}: expected {expected}, found "):
+        refuse_wrong_numbers([*RUNNER, "--config_file", both])
+
+
+@pytest.mark.parametrize(("bundle", "name"), PRESETS)
+def test_the_bundles_own_numbers_and_expressions_pass(bundle: str, name: str) -> None:
+    words = ["--config_file", str([config(bundle, "train"), config(bundle, name)])]
+    more = ["--batch_size", "$2 * 2", "--max_epochs", "@val_interval", "--iterations_per_epoch"]
+    refuse_wrong_numbers([*RUNNER, *words, *more, "None", "--learning_rate=1e-4"])

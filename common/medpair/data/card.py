@@ -189,18 +189,15 @@ def check_classes(names: Sequence[Any]) -> None:
         raise ValueError(f"labels: expected names, found {_SHORT.repr(list(names))}")
 
 
-def check_spacing(spacing: Sequence[Any]) -> None:
+def check_spacing(spacing: Any) -> None:
     """Refuse what is no voxel size.
 
     Raises:
         ValueError: says what was found.
     """
-    number = all(type(value) in (int, float) for value in spacing)
-    if (
-        len(spacing) != 3
-        or not number
-        or not all(SMALLEST <= value <= LARGEST for value in spacing)
-    ):
+    values = spacing if isinstance(spacing, (list, tuple)) else []
+    number = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    if len(values) != 3 or not number or not all(SMALLEST <= v <= LARGEST for v in values):
         raise ValueError(
             f"spacing: expected three numbers from {SMALLEST:g} to {LARGEST:g} mm, "
             f"found {_SHORT.repr(spacing)}"

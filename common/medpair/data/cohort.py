@@ -180,7 +180,10 @@ def read_cohort(
 
     Raises:
         DataError: if a file cannot be used; names the file.
+        ValueError: if ``spacing`` is no voxel size.
     """
+    if spacing is not None:
+        check_spacing(spacing)
     folder = load_dataset(dataset_dir)
     labels = folder.labels(label_group)
     cases = folder.split(split)

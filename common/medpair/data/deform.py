@@ -27,7 +27,7 @@ from medpair.data.cohort import (
     to_unit,
 )
 from medpair.data.dataset import load_dataset
-from medpair.data.sampling import numpy_generator
+from medpair.data.sampling import case_counter, numpy_generator
 
 # The bend is drawn at nodes so far apart (mm) and interpolated by cubic splines: smooth, and finer
 # than a lobe of the brain.
@@ -78,7 +78,7 @@ def deformed_copies(
 ) -> list[LabelledVolume]:
     """Return ``deform.copies`` deformed copies of each training volume, in the cohort's order.
 
-    A copy depends on (seed, number of the volume, number of the copy) alone.
+    A copy depends on (seed, name of the case, number of the copy) alone.
 
     Args:
         dataset_dir: the dataset folder; its training list is read.
@@ -95,11 +95,11 @@ def deformed_copies(
     result = []
     folder = load_dataset(dataset_dir)
     labels = folder.labels(label_group)
-    for number, case in enumerate(folder.split("training")):
+    for case in folder.split("training"):
         image, label = read_pair(case, labels)
         coarser = np.divide(cohort.spacing, image.spacing).min() >= COARSER
         for copy in range(deform.copies):
-            rng = numpy_generator(seed, number, copy)
+            rng = numpy_generator(seed, case_counter(case.name), copy)
             at = positions(label.shape, image.spacing, cohort.spacing, deform, rng)
             bent = sample(image.array, at, order=0 if coarser else 3)
             limits = cohort.intensity if cohort.channel.upper() == CT else robust_range(bent)

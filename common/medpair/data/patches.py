@@ -8,6 +8,7 @@ sides (the odd voxel behind); generated volumes are cropped back by the same rul
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from medpair.data.cohort import LabelledVolume
-from medpair.data.sampling import numpy_generator
+from medpair.data.sampling import case_counter, numpy_generator
 
 # What lies outside the volume: the darkest intensity and background.
 PAD_IMAGE = -1.0
@@ -125,11 +126,15 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         self.patch_size = tuple(patch_size)
         self.normalize = normalize
         self.data: list[tuple[int, tuple[int, int, int]]] = []
+        if random_patches < 0:
+            raise ValueError(f"random_patches: expected at least 0, found {random_patches}")
+        versions: Counter[str] = Counter()  # a case's deformed copies have its name
         for index, volume in enumerate(self.volumes):
             starts = systematic_starts(volume.image.shape, patch_size)
             if any(n > p for n, p in zip(volume.image.shape, patch_size, strict=True)):
-                rng = numpy_generator(seed, index)
+                rng = numpy_generator(seed, case_counter(volume.case), versions[volume.case])
                 starts += random_starts(volume.label, patch_size, random_patches, rng)
+            versions[volume.case] += 1
             self.data += [(index, start) for start in starts]
 
     def __len__(self) -> int:

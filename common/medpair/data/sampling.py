@@ -6,6 +6,7 @@ counters goes on as if nothing had happened, whatever the number of workers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,6 +30,16 @@ def derive_seed(*counters: int) -> int:
     entropy = [len(counters), *(int(counter) for counter in counters)]
     state = np.random.SeedSequence(entropy).generate_state(2)
     return (int(state[0]) << 31) ^ int(state[1])
+
+
+def case_counter(name: str) -> int:
+    """Return a counter for a case that depends on its name alone, not on its place in a list.
+
+    So what is drawn for a case stays the same when others join or leave: differential privacy
+    compares a cohort with one that lacks a volume, and counts on all others being as they were.
+    """
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 def torch_generator(*counters: int) -> torch.Generator:
@@ -69,6 +80,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     ) -> None:
         if length < 1:
             raise ValueError(f"length: expected at least one item, found {length}")
+        if iterations is not None and iterations < 1:
+            raise ValueError(f"iterations_per_epoch: expected at least 1, found {iterations}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 to {world_size - 1}, found {rank}")
         self.length = length

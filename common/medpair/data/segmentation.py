@@ -116,6 +116,8 @@ def read_task(
 
     ``max_cases`` and ``seed``: as in ``load_items``; headers of other cases are not looked at.
     """
+    if spacing is not None:
+        check_spacing(spacing)
     items = load_items(dataset_dir, "training", label_group, max_cases=max_cases, seed=seed)
     names = load_dataset(as_folders(dataset_dir)[0]).labels(label_group).names
     spacings, extents = [], []

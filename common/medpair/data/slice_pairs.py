@@ -141,6 +141,10 @@ class SliceSequences(Dataset[dict[str, Any]]):
                 "sequence_lengths: expected [first, largest] of at most "
                 f"{min(size[axis] for size in pairs.sizes)} slices, found {list(lengths)}"
             )
+        if grow_every < 1:
+            raise ValueError(f"grow_every: expected at least 1, found {grow_every}")
+        if not 0 <= begin <= 1:
+            raise ValueError(f"begin: expected a share of 0 to 1, found {begin}")
         self.pairs = pairs
         self.axis = axis
         self.past = past

@@ -151,6 +151,8 @@ class LabelWindows(Dataset[dict[str, Any]]):
             np.moveaxis(framed(volume.label, frame, PAD_LABEL), axis, 0) for volume in volumes
         ]
         self.cases = [volume.case for volume in volumes]
+        if shift < 0:
+            raise ValueError(f"shift: expected at least 0 voxels, found {shift}")
         self.axis = axis
         self.window = window
         self.overlap = overlap

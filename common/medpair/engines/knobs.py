@@ -43,7 +43,7 @@ def refuse_unknown_knobs(argv: Sequence[str] | None = None) -> None:
     Raises:
         DataError: names the knob, the config, and the knob that it resembles.
     """
-    given = _given(argv)
+    given = given_options(argv)
     if given is None:
         return
     if "args_file" in given:
@@ -78,7 +78,7 @@ def refuse_misread_texts(argv: Sequence[str] | None = None) -> None:
     """
     from fire.parser import DefaultParseValue
 
-    given = _given(argv) or {}
+    given = given_options(argv) or {}
     for key in (*TEXTS, *NAMES):
         word = given.get(key)
         if word is None or word[:1] in ("'", '"'):
@@ -98,7 +98,7 @@ def refuse_misread_texts(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def _given(argv: Sequence[str] | None) -> dict[str, str] | None:
+def given_options(argv: Sequence[str] | None) -> dict[str, str] | None:
     """Return the options of ``python -m monai.bundle run``; None for any other program."""
     words = list(sys.argv if argv is None else argv)
     if Path(words[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or words[1:2] != ["run"]:

@@ -12,6 +12,7 @@ from types import FrameType, TracebackType
 
 from medpair.data.files import DataError
 from medpair.engines.config_errors import argument_refusal
+from medpair.engines.knob_numbers import refuse_wrong_numbers
 from medpair.engines.knobs import refuse_misread_texts, refuse_unknown_knobs
 from medpair.engines.overrides import refuse_unknown_overrides
 from medpair.engines.tracking import suit_tracking
@@ -35,7 +36,8 @@ def plain_refusals(bundle_root: str | Path | None = None, hooks: bool = True) ->
 
     Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
     first things that are refused are another bundle's code, a knob that does not exist, given on
-    the command line or from Python, and a folder that was read as a number. A tracking server that
+    the command line or from Python, a folder that was read as a number, and a number that a knob
+    cannot have. A tracking server that
     is down is no reason to end. On SIGTERM the process removes what it has half written, and exits
     with 143 (a training finishes its step first).
 
@@ -50,6 +52,7 @@ def plain_refusals(bundle_root: str | Path | None = None, hooks: bool = True) ->
         require_own_code(bundle_root)
     refuse_unknown_knobs()
     refuse_misread_texts()
+    refuse_wrong_numbers()
     refuse_unknown_overrides()
     suit_tracking()
 

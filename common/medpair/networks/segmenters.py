@@ -53,6 +53,8 @@ def segmenter(
     if architecture not in MULTIPLES:
         raise ValueError(f"architecture: expected one of {list(MULTIPLES)}, found {architecture!r}")
     multiple = MULTIPLES[architecture]
+    if architecture in ("unet3d", "unet2d"):
+        multiple = max(multiple, 2 ** (len(channels) - 1))  # halved from level to level
     checked = patch_size[:2] if architecture == "unet2d" else patch_size
     if any(size < multiple or size % multiple for size in checked):
         raise ValueError(
