@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fire.parser import DefaultParseValue
 from tests.bundles.conftest import BUNDLES
 
 from medpair.data.files import DataError
@@ -141,6 +142,7 @@ def test_the_real_command_ends_with_one_line(tmp_path: Path) -> None:
         ("iterations_per_epoch", "0", "a whole number of at least 1"),
         ("num_workers", "-1", "a whole number of at least 0"),
         ("seed", "-1", "a whole number of at least 0"),
+        ("seed", "None", "a whole number of at least 0"),
         ("learning_rate", "-0.1", "a number of at least 0"),
         ("critic_lr", "1e999", "a number of at least 0"),
         ("averaging", "99.9", "a number from 0 to below 1"),
@@ -153,7 +155,7 @@ def test_a_number_that_a_knob_cannot_have_is_refused(
     with pytest.raises(DataError, match=rf"^--{knob}: expected {expected}, found "):
         refuse_wrong_numbers([*words, f"--{knob}", word])
     overlay = tmp_path / "mine.json"
-    overlay.write_text(json.dumps({knob: json.loads(word.lower())}))
+    overlay.write_text(json.dumps({knob: DefaultParseValue(word)}))
     both = str([config("wgan_sn_mp", "train"), str(overlay)])
     with pytest.raises(DataError, match=rf"mine\.json: {knob}: expected {expected}, found "):
         refuse_wrong_numbers([*RUNNER, "--config_file", both])

@@ -249,3 +249,9 @@ def test_contrast_is_painted_onto_the_current_labels() -> None:
     twin = ImageSequenceGenerator(**network.settings)
     twin.load_state_dict(network.state_dict())
     torch.testing.assert_close(twin(label, past, contrast=means), drawn)
+
+
+@pytest.mark.parametrize(("past", "radius"), [(0, 1), (-1, 1), (2, -1)])
+def test_slices_that_cannot_be_seen_are_refused(past: int, radius: int) -> None:
+    with pytest.raises(ValueError, match="past, radius: expected at least 1 and 0 slices, found"):
+        ImageSequenceGenerator(3, radius=radius, past=past)

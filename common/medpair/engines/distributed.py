@@ -168,15 +168,16 @@ def main_rank_first(act: Callable[[], None]) -> None:
     """Let the main process do something, the others wait; what it refuses, all refuse.
 
     Raises:
-        DataError: in every process, if the main one raises it.
+        DataError: in every process, if the main one raises it; whatever else it raises, such as a
+            folder that may not be written, they end on as well and do not wait for it.
     """
-    refusal: DataError | None = None
+    refusal: Exception | None = None
     if is_main_rank():
         try:
             act()
-        except DataError as error:
+        except Exception as error:
             refusal = error
-    told = gathered(None if refusal is None else str(refusal))[0]
+    told = gathered(None if refusal is None else f"{refusal}" or repr(refusal))[0]
     if refusal is not None:
         raise refusal
     if told is not None:

@@ -115,6 +115,9 @@ class ImageSequenceGenerator(nn.Module):
         contrast: also tell how bright each foreground class is in this volume, in deviations from
             the cohort's mean, painted onto the current label slice as one more plane: contrast
             varies between scanners and patients, and labels do not say it.
+
+    Raises:
+        ValueError: if there is no past image to warp, or ``radius`` is negative.
     """
 
     def __init__(
@@ -128,6 +131,10 @@ class ImageSequenceGenerator(nn.Module):
         contrast: bool = False,
     ) -> None:
         super().__init__()
+        if past < 1 or radius < 0:
+            raise ValueError(
+                f"past, radius: expected at least 1 and 0 slices, found {past} and {radius}"
+            )
         self.settings: dict[str, Any] = {
             "num_classes": num_classes,
             "positions": positions,
