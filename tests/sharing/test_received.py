@@ -116,6 +116,10 @@ def test_trains_and_samples_from_another_folder(received: Path, tmp_path: Path) 
     )
     assert sampled.returncode == 0, sampled.stderr[-3000:]
     assert len(load_dataset(tmp_path / "made").cases["training"]) == 2
+    # what Python compiled meanwhile, unless it was told not to, is all that use leaves behind
+    assert all("__pycache__: expected no compiled code" in fault for fault in verify_bundle(root))
+    for cache in list(root.rglob("__pycache__")):
+        shutil.rmtree(cache)
     assert verify_bundle(root) == []
 
 
