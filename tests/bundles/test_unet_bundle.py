@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,13 @@ def test_training_split_in_two_equals_training_in_one(dataset: str, tmp_path: Pa
     with pytest.raises(SystemExit):
         trainer.run()
     assert torch.load(two / "checkpoint.pt", weights_only=True)["iteration"] == 3
-    run("unet_segmentation", ["train"], output_dir=str(two), **{**common, "num_workers": 1})
+    # the second part finds the dataset elsewhere; older checkpoints hold where it was
+    state = torch.load(two / "checkpoint.pt", weights_only=True)
+    state["settings"]["dataset_dir"] = dataset
+    torch.save(state, two / "checkpoint.pt")
+    moved = shutil.copytree(dataset, tmp_path / "moved")
+    rest = {**common, "num_workers": 1, "dataset_dir": str(moved)}
+    run("unet_segmentation", ["train"], output_dir=str(two), **rest)
     first, second = (torch.load(f / "model.pt", weights_only=True) for f in (one, two))
     assert all(torch.equal(first[key], second[key]) for key in first)
 

@@ -155,12 +155,14 @@ class TrainingCheckpoint:
                 self._previous[number] = signal.signal(number, self._ask_stop)
 
     def _restore(self, engine: Any, path: Path, state: dict[str, Any]) -> None:
+        # older ones of U-Nets have where the dataset was; what it is, its cases say
+        then = {key: value for key, value in state["settings"].items() if key != "dataset_dir"}
         now = self.settings
         if "format" not in state:
             # written before the settings were complete: what it does not say cannot differ
-            now = {key: value for key, value in now.items() if key in state["settings"]}
+            now = {key: value for key, value in now.items() if key in then}
             logger.warning("%s: an older checkpoint: not all settings can be compared", path)
-        differing = differences(state["settings"], now)
+        differing = differences(then, now)
         if int(engine.state.epoch_length) != state["epoch_length"]:
             differing.append(
                 f"iterations per epoch: {state['epoch_length']} then, "
