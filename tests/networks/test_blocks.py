@@ -1,4 +1,6 @@
-"""The fused upsampling convolution is the plain one: values, gradients, weights."""
+"""The fused upsampling convolution is the plain one; widths that no network has are refused."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -6,6 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from medpair.networks.blocks import UpsampleConv3d
+from medpair.networks.diffusion_unet import DiffusionUNet
+from medpair.networks.segmenters import segmenter
+from medpair.networks.vid2vid import ImageSequenceGenerator
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 GRIDS = [(1, 1, 1), (3, 5, 7), (2, 1, 9), (4, 6, 8)]
@@ -88,3 +93,16 @@ def unfused(conv: UpsampleConv3d) -> UpsampleConv3d:
     other = UpsampleConv3d(conv.in_channels, conv.out_channels, fused=False)
     other.load_state_dict(conv.state_dict())
     return other
+
+
+@pytest.mark.parametrize(
+    "channels", [[], [0, 8], [8, -4], 32, [8.5, 16], ["8", "16"], [True, 8], None]
+)
+def test_what_is_no_width_for_each_level_is_refused(channels: Any) -> None:
+    levels = (False,) * 2
+    with pytest.raises(ValueError, match="channels: expected a whole number of at least 4 for"):
+        DiffusionUNet(1, 1, channels, attention_levels=levels)
+    with pytest.raises(ValueError, match="channels: expected a whole number of at least 1 for"):
+        ImageSequenceGenerator(3, channels=channels)
+    with pytest.raises(ValueError, match="channels: expected a whole number of at least 1 for"):
+        segmenter("unet3d", 3, (32, 32, 32), channels=channels)

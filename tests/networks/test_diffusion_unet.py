@@ -231,6 +231,11 @@ def test_attention_can_be_fused_whatever_the_layout(
     assert strides == [1, 1, 1]
 
 
+def test_an_odd_first_width_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"channels: expected an even first width, found \[9, 16"):
+        DiffusionUNet(1, 1, [9, 16], attention_levels=(False, False))
+
+
 def test_levels_narrower_than_a_group_are_refused() -> None:
     with pytest.raises(ValueError, match="channels: expected at least 4 in every level, found 2"):
         groups_for(2)

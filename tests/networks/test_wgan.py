@@ -124,6 +124,15 @@ def test_refuses_patch_sizes(build) -> None:
         build()
 
 
+@pytest.mark.parametrize("filters", [0, -16])
+def test_refuses_networks_without_filters(filters: int) -> None:
+    for build in (Generator, Critic):
+        with pytest.raises(ValueError, match=f"filters: expected a multiple of .*found {filters}"):
+            build((32, 32, 32), filters=filters)
+    with pytest.raises(ValueError, match="at least 1, found 0 and 128"):
+        Generator((32, 32, 32), num_upsamples=0)
+
+
 def test_refuses_filters_and_norms() -> None:
     with pytest.raises(ValueError, match="filters: expected a multiple of 16, found 24"):
         Generator((16, 16, 16), filters=24, num_upsamples=4)

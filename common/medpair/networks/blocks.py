@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the field's own name)
+
+
+def require_widths(channels: Any, least: int = 1) -> None:
+    """Refuse what is no width for each of a network's levels.
+
+    Raises:
+        ValueError: ``channels`` is no list of whole numbers of at least ``least``.
+    """
+    whole = isinstance(channels, (list, tuple)) and all(type(width) is int for width in channels)
+    if not whole or not channels or min(channels) < least:
+        raise ValueError(
+            f"channels: expected a whole number of at least {least} for each level, "
+            f"found {channels!r}"
+        )
 
 
 class UpsampleConv3d(nn.Conv3d):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from medpair.networks.blocks import require_widths
 from medpair.networks.spade import SPADE, Modulation, compact_modulations, modulated
 
 # Relative positions (0..1) are embedded like times, on this scale
@@ -182,6 +183,10 @@ class DiffusionUNet(nn.Module):
         hidden: SPADE's inner width.
         positions: whether a position in 0..1 is given.
         num_views: how many views there are to tell apart; 0 for one only.
+
+    Raises:
+        ValueError: on widths below 4, an odd first one (times are told by pairs of sine and
+            cosine), or another number of ``attention_levels``.
     """
 
     def __init__(
@@ -197,6 +202,9 @@ class DiffusionUNet(nn.Module):
         num_views: int = 0,
     ) -> None:
         super().__init__()
+        require_widths(channels, least=4)
+        if channels[0] % 2:
+            raise ValueError(f"channels: expected an even first width, found {list(channels)}")
         if len(attention_levels) != len(channels):
             raise ValueError(
                 f"attention_levels: expected {len(channels)} entries, one per level, "

@@ -9,6 +9,7 @@ from monai.networks.nets import UNETR, SwinUNETR, UNet
 from torch import Tensor, nn
 
 from medpair.data.card import network_of
+from medpair.networks.blocks import require_widths
 
 # patch sizes must be divisible by this
 MULTIPLES = {"unet3d": 8, "unet2d": 8, "unetr": 16, "swin_unetr": 32}
@@ -48,12 +49,14 @@ def segmenter(
         feature_size: of Swin UNETR (48 in its paper), a multiple of 12.
 
     Raises:
-        ValueError: if the architecture is unknown or the patch size does not suit it.
+        ValueError: if the architecture is unknown, the patch size does not suit it, or a width is
+            below 1.
     """
     if architecture not in MULTIPLES:
         raise ValueError(f"architecture: expected one of {list(MULTIPLES)}, found {architecture!r}")
     multiple = MULTIPLES[architecture]
     if architecture in ("unet3d", "unet2d"):
+        require_widths(channels)
         multiple = max(multiple, 2 ** (len(channels) - 1))  # halved from level to level
     checked = patch_size[:2] if architecture == "unet2d" else patch_size
     if any(size < multiple or size % multiple for size in checked):

@@ -21,6 +21,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medpair.networks.blocks import require_widths
 from medpair.networks.spade import SPADE, Modulation
 
 
@@ -117,7 +118,7 @@ class ImageSequenceGenerator(nn.Module):
             varies between scanners and patients, and labels do not say it.
 
     Raises:
-        ValueError: if there is no past image to warp, or ``radius`` is negative.
+        ValueError: on widths below 1, if there is no past image to warp, or ``radius`` is negative.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class ImageSequenceGenerator(nn.Module):
         contrast: bool = False,
     ) -> None:
         super().__init__()
+        require_widths(channels)
         if past < 1 or radius < 0:
             raise ValueError(
                 f"past, radius: expected at least 1 and 0 slices, found {past} and {radius}"

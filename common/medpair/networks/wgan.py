@@ -63,9 +63,12 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.channels_last = channels_last
+        if num_upsamples < 1 or latent_size < 1:
+            found = f"{num_upsamples} and {latent_size}"
+            raise ValueError(f"num_upsamples, latent_size: expected at least 1, found {found}")
         factor = 2**num_upsamples
         check_patch_size(patch_size, factor)
-        if filters % factor:
+        if filters < 1 or filters % factor:
             raise ValueError(f"filters: expected a multiple of {factor}, found {filters}")
         # plain arguments, stored beside the weights so that inference can rebuild the network
         self.settings = {
@@ -140,7 +143,7 @@ class Critic(nn.Module):
     ) -> None:
         super().__init__()
         check_patch_size(patch_size, 8)
-        if filters % 8:
+        if filters < 1 or filters % 8:
             raise ValueError(f"filters: expected a multiple of 8, found {filters}")
         if norm not in ("instance", "spectral", "none"):
             raise ValueError(f"norm: expected instance, spectral or none, found {norm!r}")
