@@ -37,9 +37,8 @@ def plain_refusals(bundle_root: str | Path | None = None, hooks: bool = True) ->
     Bundles call it first in ``initialize``. ``MEDPAIR_TRACEBACK=1`` shows the traceback too. The
     first things that are refused are another bundle's code, a knob that does not exist, given on
     the command line or from Python, a folder that was read as a number, and a number that a knob
-    cannot have. A tracking server that
-    is down is no reason to end. On SIGTERM the process removes what it has half written, and exits
-    with 143 (a training finishes its step first).
+    cannot have. A tracking server that is down is no reason to end. On SIGTERM the process removes
+    what it has half written, and exits with 143 (a training finishes its step first).
 
     Args:
         bundle_root: the bundle's folder; None: do not ask whose code runs.
