@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fire.parser import DefaultParseValue
 
@@ -21,7 +23,7 @@ from medpair.cli import generate
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
-from medpair.data.files import DataError, read_json, write_json
+from medpair.data.files import DataError, read_json, read_volume, write_json, write_volume
 from tests.bundles.conftest import BUNDLES, SMALL_MCDPM, SMALL_REFINER, SMALL_VID2VID
 from tests.conftest import tiny_dataset
 
@@ -339,6 +341,21 @@ def test_a_training_that_an_earlier_version_finished_is_known(
         step(tmp_path / "run", "set")
     with pytest.raises(DataError, match=r"dataset_dir: .* then, .*other'\] now"):
         step(tmp_path / "run", "other", spacing=[1.0, 1.0, 2.0])
+
+
+def test_a_training_on_cases_that_were_corrected_since_is_another(
+    commands: Commands, tmp_path: Path
+) -> None:
+    dataset = tiny_dataset(tmp_path / "set", count=3, validation=0)
+    for _ in range(2):
+        step(tmp_path / "run", dataset)
+    assert len(commands) == 1
+    label = next((dataset / "labelsTr").iterdir())
+    volume = read_volume(label, None)
+    write_volume(label, replace(volume, array=np.flip(volume.array, 0)), np.uint8)
+    name = label.name.removesuffix(".nii.gz")
+    with pytest.raises(DataError, match=rf"found another: training cases: 1 changed \({name}\)"):
+        step(tmp_path / "run", dataset)
 
 
 def test_a_stage_that_fails_stops_the_chain(

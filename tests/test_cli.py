@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +202,38 @@ def test_names_are_taken_as_they_are_typed(
     assert (tmp_path / picture).is_file()
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {name, "out", f"new {name}", picture}
+
+
+def test_cases_are_drawn_by_the_names_that_were_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = tiny_dataset(tmp_path / "set", 3, validation=0)
+    for old, new in zip(("case_000", "case_001", "case_002"), ("0000", "2#1", "2"), strict=True):
+        for path in (*dataset.glob(f"*/{old}*"),):
+            path.rename(path.with_name(path.name.replace(old, new)))
+        text = (dataset / "dataset.json").read_text()
+        (dataset / "dataset.json").write_text(text.replace(old, new))
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "medpair.report.preview.preview_datasets", lambda *given: drawn.append(given[5])
+    )
+    for words in ("0000,2#1", "['0000', '2#1']", "2#1", "0000"):
+        assert verbs_as_called(monkeypatch, "preview", "set", "--cases", words) == 0
+    assert drawn == [["0000", "2#1"], ["0000", "2#1"], ["2#1"], ["0000"]]
+
+
+def test_a_phantom_does_not_replace_another_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = tiny_dataset(tmp_path / "mine", 1, validation=0)
+    before = (dataset / "dataset.json").read_bytes()
+    (tmp_path / "here").mkdir()
+    words = ("phantom", "brain", str(dataset), "--count", "1")
+    line = refusal(tmp_path / "here", monkeypatch, capsys, words)
+    assert line.startswith(f"medpair: {dataset}: expected an empty folder or one with phantom.json")
+    assert (dataset / "dataset.json").read_bytes() == before
+    assert not (dataset / "phantom.json").exists()
 
 
 def test_numbers_name_folders_that_are_written(

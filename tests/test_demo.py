@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from medpair import demo
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
-from medpair.data.files import DataError, read_json
+from medpair.data.files import DataError, read_json, read_volume, write_volume
 from medpair.evidence import verdict_line
 from tests.bundles.conftest import BUNDLES
 from tests.conftest import tiny_dataset
@@ -75,7 +76,40 @@ def test_a_faulty_dataset_is_refused(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "own")
     next((dataset / "imagesTr").iterdir()).unlink()
     with pytest.raises(DataError, match="clean dataset"):
-        demo.own_cohort(dataset, tmp_path / "demo")
+        demo.run_demo(tmp_path / "demo", BUNDLES, dataset)
+    assert not (tmp_path / "demo").exists()  # another dataset may still have the folder
+
+
+def test_a_demo_never_writes_into_a_dataset_of_its_users(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "work" / "real", count=3, validation=0)
+    before = (dataset / "dataset.json").read_bytes()
+    for own in (dataset, tiny_dataset(tmp_path / "own", count=3, validation=0), None):
+        with pytest.raises(DataError, match=r"own cohort, found a dataset"):
+            demo.run_demo(tmp_path / "work", BUNDLES, own)
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["real"]
+    assert (dataset / "dataset.json").read_bytes() == before
+
+
+def test_a_corrected_label_map_is_copied_again(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "own", count=3, validation=0)
+    made = demo.own_cohort(dataset, tmp_path / "demo")
+    label = next((dataset / "labelsTr").iterdir())
+    volume = read_volume(label, None)
+    write_volume(label, replace(volume, array=np.flip(volume.array, 0)), np.uint8)
+    assert demo.own_cohort(dataset, tmp_path / "demo") == made
+    assert (made / "labelsTr" / label.name).read_bytes() == label.read_bytes()
+
+
+def test_partly_labelled_test_cases_are_not_what_is_held_out(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "own", count=4, validation=2)
+
+    def partly(content: dict[str, Any]) -> None:
+        first, second = content.pop("validation")
+        content |= {"validation": [], "test": [first, {"image": second["image"]}]}
+
+    edit_json(dataset, partly)
+    made = demo.own_cohort(dataset, tmp_path / "demo")
+    assert len(load_dataset(made).cases["validation"]) == 1
 
 
 @pytest.mark.usefixtures("small", "in_this_process")

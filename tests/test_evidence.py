@@ -83,7 +83,13 @@ def test_refusals_come_before_any_work(tmp_path: Path) -> None:
         run_report(real, made, out, parts="usefulness")
     with pytest.raises(DataError, match="critic: expected --holdout FOLDER"):
         run_report(real, made, out, parts="privacy", critic=tmp_path / "checkpoint.pt")
-    for wrong in ({"seed": -1}, {"max_volumes": 0}, {"segmenter_epochs": 0}, {"device": "cud"}):
+    for wrong in (
+        {"seed": -1},
+        {"max_volumes": 0},
+        {"segmenter_epochs": 0},
+        {"device": "cud"},
+        {"device": "cuda:9"},
+    ):
         with pytest.raises(DataError, match=f"{next(iter(wrong))}: expected"):
             run_report(real, made, out, parts="labels", **wrong)
     (tmp_path / "file").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from medpair import chain, utility_bench
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_json, write_json
 from medpair.data.segmentation import load_items
+from medpair.report.usefulness import usefulness_part
 from medpair.utility import run_utility
 from medpair.utility_bench import time_left
 from medpair.utility_plan import PROTOCOLS, TRANSFER, Job, Table, Training, plan_jobs, training
@@ -317,6 +319,57 @@ def test_other_data_in_the_same_folder_is_refused(
     with pytest.raises(DataError, match=r"synthetic: training: expected 8 as when .* found 7"):
         go()
     assert len(runs) == count
+    # the table of another cohort is none of this one's report
+    cohorts_now = {"synthetic": load_dataset(synthetic), "real": load_dataset(cohorts["real"])}
+    with pytest.raises(
+        DataError, match=r"inputs.synthetic: expected a table of .*synthetic, found"
+    ):
+        usefulness_part(tmp_path / "out", cohorts_now)
+    cohorts_now["synthetic"] = load_dataset(cohorts["synthetic"])
+    usefulness_part(tmp_path / "out", cohorts_now)
+
+
+def test_a_corrected_label_map_of_the_same_size_is_other_data(
+    runs: Ran, cohorts: dict[str, Path], tmp_path: Path
+) -> None:
+    synthetic = shutil.copytree(cohorts["synthetic"], tmp_path / "synthetic")
+    knobs: dict[str, Any] = {"protocols": "E2-2", "options": SMALL}
+
+    def go(folder: Path) -> None:
+        run_utility(tmp_path / "out", BUNDLES, cohorts["real"], folder, **knobs)
+
+    go(synthetic)
+    count = len(runs)
+    moved = synthetic.rename(tmp_path / "moved")
+    go(moved)  # the same files elsewhere are the same cohort
+    assert len(runs) == count
+    label = next((moved / "labelsTr").iterdir())
+    label.write_bytes(gzip.compress(gzip.decompress(label.read_bytes()), 1, mtime=1))
+    with pytest.raises(DataError, match=r"synthetic: contents: expected '\w+' as when"):
+        go(moved)
+
+
+def test_a_finished_table_is_known_from_another_directory(
+    runs: Ran, cohorts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs: dict[str, Any] = {"protocols": "E2-4", "options": SMALL}
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run_utility("out", BUNDLES, cohorts["real"], cohorts["synthetic"], **knobs)
+    count = len(runs)
+    monkeypatch.chdir(tmp_path / "below")
+    run_utility("../out", BUNDLES, cohorts["real"], cohorts["synthetic"], **knobs)
+    assert len(runs) == count
+
+
+@pytest.mark.parametrize("key", ["options", "finetune_options"])
+def test_lengths_that_the_table_could_not_tell_are_refused(
+    runs: Ran, cohorts: dict[str, Path], tmp_path: Path, key: str
+) -> None:
+    wrong: dict[str, Any] = {"options": SMALL, key: {"iterations_per_epoch": None}}
+    with pytest.raises(DataError, match=rf"{key}: .*iterations_per_epoch"):
+        run_utility(tmp_path, BUNDLES, cohorts["real"], cohorts["synthetic"], **wrong)
+    assert not runs
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,7 +18,7 @@ from fire.parser import DefaultParseValue
 from medpair.data.dataset import as_folders
 from medpair.data.files import DataError, read_json, write_json
 from medpair.engines.checkpoint import plain
-from medpair.engines.settings import differences
+from medpair.engines.settings import differences, training_cases
 
 WGAN = "wgan_sn_mp"
 SEGMENTATION = "unet_segmentation"
@@ -120,6 +121,10 @@ def train_step(
     done = folder / "finished.json"
     asked = plain({"configs": list(configs), **overrides})
     asked |= resolved_paths(asked)
+    folders = asked.get("dataset_dir", [])
+    # where there is no dataset, or a faulty one, the bundle says so in its own words
+    with suppress(DataError):
+        asked |= {"cases": training_cases(folders, asked.get("label_group"))} if folders else {}
     seen = {
         key: [os.path.relpath(path, folder.resolve()) for path in asked[key]]
         for key in PATHS
@@ -151,7 +156,9 @@ def require_same_training(
     known = then.pop(FROM_HERE, {})
     then |= resolved_paths(then)  # earlier versions left them as they were typed
     then |= {key: asked[key] for key in seen if known.get(key) == seen[key]}
-    before, now = ({k: t[k] for k in t.keys() - NEUTRAL} for t in (then, asked))
+    # earlier versions did not remember the cases
+    apart = NEUTRAL if "cases" in then and "cases" in asked else NEUTRAL | {"cases"}
+    before, now = ({k: t[k] for k in t.keys() - apart} for t in (then, asked))
     differing = differences(before, now)
     if differing:
         raise DataError(

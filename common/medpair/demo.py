@@ -6,6 +6,7 @@ simulated one it shows both families, side by side.
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ DEMO_MEDGEN3D: dict[str, dict[str, Any]] = {
     IMAGES: {"train_max_epochs": 2, "train_grow_every": 1},
     REFINER: {"train_max_epochs": 1, "train_batch_size": 2, "refine_steps": 3},
 }
+# Folder of the simulated cohort, or of a user's with cases held out
+COPY = "real"
 # Share of the cases held out for scoring where the user's dataset names none
 HELD_OUT_SHARE = 0.2
 
@@ -73,7 +76,10 @@ def run_demo(output: Path, bundles: Path, dataset: Path | None) -> None:
     Steps that have left their result are skipped; an interrupted training goes on from its
     checkpoint.
     """
-    refuse_other_data(output, dataset)
+    origin = refuse_other_data(output, dataset)
+    if dataset is not None:
+        require_sound(dataset)
+    write_json(output / "demo.json", origin)
     own = None if dataset is None else own_cohort(dataset, output)
     print("Part one: pairs from the weights that come with the bundles", flush=True)
     show_shipped(output, bundles, dataset)
@@ -90,7 +96,7 @@ def train_and_compare(output: Path, bundles: Path, own: Path | None) -> None:
         own: the user's cohort, checked and with cases held out; None simulates one.
     """
     real = demo_cohort(output) if own is None else own
-    split = next((name for name in ("validation", "test") if load_dataset(real).cases[name]), "")
+    split = held_out_split(real) or ""
     synthetic = output / "synthetic"
     patch = {"patch_size#largest": DEMO_PATCH}
     train_step(
@@ -201,34 +207,44 @@ def show_medgen3d(output: Path, bundles: Path, real: Path, synthetic: Path) -> N
     )
 
 
-def own_cohort(dataset: Path, output: Path) -> Path:
-    """Check the user's folder; where it names no held-out cases, make a folder that does.
+def require_sound(dataset: Path) -> None:
+    """Check the user's folder.
 
-    The new folder has copies of the volumes, since a dataset's paths stay inside its folder.
+    Raises:
+        DataError: if it has faults.
     """
     print(f"$ medpair check {dataset}", flush=True)
     faults = check_dataset(dataset)
     print(format_report(str(dataset), faults))
     if any(fault.level == "error" for fault in faults):
         raise DataError(f"{dataset}: expected a clean dataset, found the faults above")
-    folder = load_dataset(dataset)
-    if folder.cases["validation"] or any(case.label for case in folder.cases["test"]):
+
+
+def own_cohort(dataset: Path, output: Path) -> Path:
+    """Return the user's folder; where it names no held-out cases, make a folder that does.
+
+    The new folder has copies of the volumes, since a dataset's paths stay inside its folder; a copy
+    whose original has changed since is made anew.
+    """
+    if held_out_split(dataset) is not None:
         return dataset
+    folder = load_dataset(dataset)
     entries = folder.content["training"]
     held_out = max(1, round(len(entries) * HELD_OUT_SHARE))
     if held_out >= len(entries):
         raise DataError(f"{dataset}: training: expected two cases or more, found {len(entries)}")
     order = np.random.default_rng(0).permutation(len(entries))
     shuffled = [entries[index] for index in order]
-    target = output / "real"
+    target = output / COPY
     # of each entry its files alone: whatever else it says is no path
     shuffled = [{role: case[role] for role in ROLES if case.get(role)} for case in shuffled]
     for case in shuffled:
         for path in case.values():
-            if not (target / path).exists():
+            copied = target / path
+            if not copied.exists() or not filecmp.cmp(dataset / path, copied, shallow=False):
                 with atomic_path(target / path) as partial:
                     partial.write_bytes((dataset / path).read_bytes())
-    known = {"name", "labels", "channel_names", "numTraining", "file_ending", *SPLITS}
+    known = {"name", "labels", "channel_names", "numTraining", *SPLITS}
     write_dataset_json(
         target,
         folder.name,
@@ -240,9 +256,15 @@ def own_cohort(dataset: Path, output: Path) -> Path:
     return target
 
 
-def refuse_other_data(output: Path, dataset: Path | None) -> None:
-    """Remember whose output folder this is before anything is written; refuse another's."""
-    path = output / "demo.json"
+def refuse_other_data(output: Path, dataset: Path | None) -> dict[str, str]:
+    """Refuse the output folder of another dataset; return what ``demo.json`` says of this one."""
+    path, cohort = output / "demo.json", output / COPY
+    itself = dataset is not None and dataset.resolve() == cohort.resolve()
+    if itself or ((cohort / "dataset.json").exists() and not path.exists()):
+        raise DataError(
+            f"{cohort}: expected room for the demo's own cohort, found a dataset (choose another "
+            "output_dir)"
+        )
     origin = {"dataset": "simulated thoraxes" if dataset is None else str(dataset.resolve())}
     if path.exists() and read_json(path) != origin:
         raise DataError(
@@ -250,7 +272,7 @@ def refuse_other_data(output: Path, dataset: Path | None) -> None:
             f"{read_json(path)['dataset']}, found {origin['dataset']} "
             f"(remove {output} to start anew)"
         )
-    write_json(path, origin)
+    return origin
 
 
 def summarize_demo(

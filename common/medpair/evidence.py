@@ -16,6 +16,7 @@ import torch
 from medpair.chain import SEGMENTATION, find_bundles, train_step
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.files import DataError, file_sha256, read_json
+from medpair.engines.device import require_device
 from medpair.flags import listed
 from medpair.report import features_inception, perceptual
 from medpair.report.alignment_part import alignment_part
@@ -37,6 +38,7 @@ from medpair.report.sections import (
 )
 from medpair.report.usefulness import usefulness_part, usefulness_section
 from medpair.report.verdict import summary
+from medpair.utility_plan import REAL, SYNTHETIC
 
 # Volumes of a cohort, and slices per view, that go through a network for photographs: its time
 INCEPTION_VOLUMES, INCEPTION_SLICES = 60, 2
@@ -123,7 +125,10 @@ class Evidence:
         if self.utility is not None:
             folder = self.utility
             steps["usefulness"] = Step(
-                lambda: usefulness_part(folder),
+                lambda: usefulness_part(
+                    folder,
+                    {REAL: self.cohorts.real.folder, SYNTHETIC: self.cohorts.synthetic.folder},
+                ),
                 usefulness_section,
                 {"table": _hash(folder / "utility.json")},
             )
@@ -232,6 +237,7 @@ def run_report(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.split(":")[0] not in ("cpu", "cuda"):
         raise DataError(f"device: expected cpu or cuda, found {device!r}")
+    require_device(device)
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
         raise DataError(f"{output_dir}: expected a folder for the report, found a file")
     if critic is not None and holdout is None:

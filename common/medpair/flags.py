@@ -93,7 +93,8 @@ def read_by_annotations(verbs: Mapping[str, Any]) -> None:
     By itself it takes every word for a Python literal if it can: the folder 2024_05_01 for
     20240501, cohort#2 for cohort; and false, which is none, for a string, which counts as true.
     ``str`` and ``Path`` get the word as it was typed, and where they may be None, None; ``bool``
-    gets True or False, ``int`` a whole number. All others, lists among them, are read as before.
+    gets True or False, ``int`` a whole number. Where several strings may be given, so does a word
+    that is no Python list: a case may be called 0000. All others are read as before.
 
     Args:
         verbs: functions by name; a mapping in place of a function holds verbs of its own.
@@ -168,9 +169,16 @@ def _reader(name: str, hint: Any) -> Callable[[str], Any]:
     if strict is not None:
         return strict
     kinds = _kinds(hint)
-    if not kinds <= {str, Path, NoneType}:
+    several = Sequence[str] in kinds
+    if not kinds <= {str, Path, NoneType, Sequence[str]}:
         return DefaultParseValue
-    return (lambda word: None if word == "None" else word) if NoneType in kinds else str
+
+    def read(word: str) -> Any:
+        if NoneType in kinds and word == "None":
+            return None
+        return DefaultParseValue(word) if several and word[:1] in tuple("[('\"") else word
+
+    return read
 
 
 def folder_word(folder: str | Path) -> str:

@@ -127,6 +127,14 @@ def run_utility(
     refuse_unknown(bundle, "options", shared, "train")
     refuse_unknown(bundle, "finetune_options", fine, "train")
     refuse_unknown(bundle, "scoring_options", scoring, "inference")
+    # else rows would not be comparable, or be said to have another length than they have
+    if "iterations_per_epoch" in fine:
+        raise DataError(
+            "finetune_options: expected iterations_per_epoch among options, for all trainings, "
+            "found it here (finetune_epochs is the length of fine-tuning)"
+        )
+    if "iterations_per_epoch" in shared:
+        whole_numbers(shared["iterations_per_epoch"], "options: iterations_per_epoch")
     machine = {} if device is None else {"device": device}
     training = {
         name: training_knobs(bundle, name, folders[REAL], label_group, shared) | machine

@@ -16,6 +16,7 @@ from medpair.utility_plan import PROTOCOLS, SYNTHETIC, Job
 
 # What an interrupted table may go on with differently; all else makes it another run.
 NEUTRAL = ("device", "num_workers", "cache_rate")
+PATHS = ("dataset_dir", "ckpt_path")
 
 
 @dataclass
@@ -83,8 +84,11 @@ class Bench:
         }
 
     def asked(self, job: Job) -> dict[str, Any]:
-        """Return what ``finished.json`` remembers of a run, to know it again."""
-        knobs = {k: v for k, v in self.overrides(job).items() if k not in NEUTRAL}
+        """Return what ``finished.json`` remembers of a run, to know it again.
+
+        Without paths: a run's folder says what it starts from, ``inputs.json`` what its data are.
+        """
+        knobs = {k: v for k, v in self.overrides(job).items() if k not in {*NEUTRAL, *PATHS}}
         return plain({"configs": self.configs(job), **knobs})
 
     def finished(self, job: Job) -> bool:
@@ -98,13 +102,10 @@ class Bench:
             return False
         found = read_json(path)
         asked = self.asked(job)
-        if found["asked"] != asked:
-            keys = sorted(
-                key
-                for key in {*asked, *found["asked"]}
-                if asked.get(key) != found["asked"].get(key)
-            )
-            then, now = ({key: run.get(key) for key in keys} for run in (found["asked"], asked))
+        earlier = {key: value for key, value in found["asked"].items() if key not in PATHS}
+        if earlier != asked:
+            keys = sorted(k for k in {*asked, *earlier} if asked.get(k) != earlier.get(k))
+            then, now = ({key: run.get(key) for key in keys} for run in (earlier, asked))
             raise DataError(
                 f"{path}: expected the run asked for now, {now}, found {then} "
                 "(another output_dir keeps both)"

@@ -10,7 +10,7 @@ from typing import Any
 
 from medpair.data.check import require_valid
 from medpair.data.dataset import Case, load_dataset
-from medpair.data.files import DataError, read_json, write_json
+from medpair.data.files import DataError, file_sha256, read_json, write_json
 from medpair.data.segmentation import load_items
 from medpair.utility_plan import REAL, SYNTHETIC, TEST, TRANSFER
 
@@ -41,7 +41,7 @@ def survey(
             "split": splits[role],
             **({"training": len(own)} if own else {}),
             **({"scored": len(scored)} if scored else {}),
-            "digest": digest(folder, {"training": own, "scored": scored}),
+            "contents": contents(folder, {"training": own, "scored": scored}),
         }
     for role in (TEST, TRANSFER):
         for case in load_dataset(folders[role]).split(splits[role]) if role in folders else ():
@@ -53,11 +53,14 @@ def survey(
     return inputs
 
 
-def digest(folder: Path, used: Mapping[str, Sequence[Case]]) -> str:
-    """Return a digest of the classes and of the names and sizes of all files that are used."""
+def contents(folder: Path, used: Mapping[str, Sequence[Case]]) -> str:
+    """Return a digest of the classes and of the names and bytes of all files that are used.
+
+    A corrected label map often has the size that it had.
+    """
     content = load_dataset(folder).content
     files = [
-        [split, role, str(Path(path).relative_to(folder)), Path(path).stat().st_size]
+        [split, role, Path(path).relative_to(folder).as_posix(), file_sha256(path)]
         for split, cases in used.items()
         for case in cases
         for role, path in case.item().items()
@@ -75,8 +78,10 @@ def remember(path: Path, inputs: Mapping[str, Any]) -> None:
     known = read_json(path) if path.exists() else {}
     for role, now in inputs.items():
         then = known.get(role, now)
-        if then != now:
-            key = next(key for key in now if then.get(key) != now[key])
+        # earlier versions had another digest; a cohort that was moved is the same cohort
+        moved = {"folder"} if then.get("contents") == now["contents"] else set()
+        key = next((k for k in now if k in then and then[k] != now[k] and k not in moved), None)
+        if key is not None:
             raise DataError(
                 f"{path}: {role}: {key}: expected {then.get(key)!r} as when this table was begun, "
                 f"found {now[key]!r} (another output_dir keeps both)"

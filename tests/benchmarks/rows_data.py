@@ -97,6 +97,7 @@ def patches(setting: Setting) -> Sides:
         away = 0.0
         for one, two in zip(epoch(cached), epoch(stored), strict=True):
             assert torch.equal(one["label"], two["label"]), "labels differ"
+            assert one["image"].isfinite().all(), "not finite"
             away = max(away, (one["image"] - two["image"]).abs().max().item())
         told = f"largest difference {away:.1e}"
         assert away <= TOLERANCE, f"{told}, more than {TOLERANCE:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -157,6 +158,7 @@ def compare_losses(ours: Ours, papers: Papers, tolerance: float) -> str:
     away = {
         name: abs(found[name] - value) / max(1.0, abs(value)) for name, value in expected.items()
     }
+    assert all(map(math.isfinite, away.values())), f"losses are not finite: {found}, {expected}"
     worst = max(away, key=lambda name: away[name])
     told = f"losses differ by {away[worst]:.1e} at most"
     assert away[worst] <= tolerance, f"{told} ({worst}), more than {tolerance:g}"

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tests.conftest import tiny_dataset
 
 from medpair.data import files
 from medpair.data.dataset import load_dataset
@@ -92,6 +93,14 @@ def test_a_run_that_finds_all_made_by_another_seed_does_not_sign_it(tmp_path: Pa
     with pytest.raises(DataError, match="expected pairs of the same origin, found seed: 4 there"):
         late.complete()
     assert (tmp_path / "out" / "dataset.json").read_bytes() == before
+
+
+def test_pairs_do_not_replace_another_dataset(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "mine", 1, validation=0)
+    before = (dataset / "dataset.json").read_bytes()
+    with pytest.raises(DataError, match="or one of generated cases, found another dataset"):
+        writer(dataset, count=2)
+    assert (dataset / "dataset.json").read_bytes() == before
 
 
 def test_files_hold_what_was_made(tmp_path: Path) -> None:

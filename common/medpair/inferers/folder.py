@@ -208,6 +208,11 @@ class SyntheticFolder:
         """Look at one case that is already there; all of a folder have the same origin."""
         first = next(iter(self._sidecars()), None)
         if first is None:
+            if (self.root / "dataset.json").exists():
+                raise DataError(
+                    f"{self.root}: expected an empty folder or one of generated cases, found "
+                    "another dataset (choose another output_dir)"
+                )
             return
         there = read_json(first)
         differing = [

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medpair.data.dataset import DatasetFolder
 from medpair.data.files import DataError, read_json
 from medpair.report.formats import NONE, summary, with_range
 from medpair.report.part import Part
 from medpair.report.sections import Section, Table
 from medpair.report.utility_table import notes
+from medpair.utility_inputs import contents
 
 REGION, MEAN = "volume", "mean"
 # Protocols that add synthetic pairs to all real ones, the papers' best first
@@ -19,14 +21,15 @@ ADDED = ("E2-4", "E2-5", "E2-3")
 CONTROL = "E2-1F"
 
 
-def usefulness_part(folder: Path) -> Part:
+def usefulness_part(folder: Path, cohorts: Mapping[str, DatasetFolder] | None = None) -> Part:
     """Return what the report says of a usefulness table.
 
     Args:
         folder: of ``medpair utility``.
+        cohorts: those of the report, by their role in the table.
 
     Raises:
-        DataError: if it has no ``utility.json``.
+        DataError: if it has no ``utility.json``, or the table is of other cohorts.
     """
     content = read_json(folder / "utility.json")
     if not isinstance(content, dict) or "rows" not in content:
@@ -51,7 +54,31 @@ def usefulness_part(folder: Path) -> Part:
             break
     picture = folder / "utility.png"
     figures = {"table": picture.read_bytes()} if picture.exists() else {}
-    return Part(numbers, figures, notes(content))
+    told = {require_same_cohort(folder, content, *cohort) for cohort in (cohorts or {}).items()}
+    unknown = (
+        "The usefulness table does not say which files it was made of: not compared with them."
+    )
+    more = [unknown] if False in told else []
+    return Part(numbers, figures, [*notes(content), *more])
+
+
+def require_same_cohort(
+    folder: Path, content: Mapping[str, Any], role: str, cohort: DatasetFolder
+) -> bool:
+    """Return whether a table says of which files it was made, if they are a cohort's.
+
+    Raises:
+        DataError: if they are others.
+    """
+    made_of = content.get("inputs", {}).get(role, {}).get("contents")
+    if made_of is None:  # a table of an earlier version
+        return False
+    if made_of != contents(cohort.root, {"training": cohort.split("training"), "scored": ()}):
+        raise DataError(
+            f"{folder / 'utility.json'}: inputs.{role}: expected a table of {cohort.root}, found "
+            "one of other files (make it anew, or leave out --utility)"
+        )
+    return True
 
 
 def usefulness_section(numbers: Mapping[str, Any]) -> Section:

@@ -33,7 +33,8 @@ def table_markdown(content: Mapping[str, Any]) -> str:
         lines += [f"## {architecture}, {SETS[test]}{where}", ""]
         few = [row for row in rows if row["cases"] is not None and test == "test"]
         rows = [row for row in rows if row not in few]
-        lines += [*_main(rows, region), "", *_classes(rows, region), ""]
+        if rows:
+            lines += [*_main(rows, region), "", *_classes(rows, region), ""]
         if few:
             lines += ["With few real cases:", "", *_main(few, region), ""]
     if len(content["seeds"]) > 1:

@@ -79,8 +79,8 @@ def write_phantom_cohort(
 
     Raises:
         ValueError: if the kind is unknown, or the counts do not fit.
-        DataError: if the folder holds volumes that were simulated otherwise, or there is no such
-            merge.
+        DataError: if the folder holds volumes that were simulated otherwise or another dataset, or
+            there is no such merge.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {sorted(KINDS)}, found {kind!r}")
@@ -123,6 +123,11 @@ def write_phantom_cohort(
 def _claim(root: Path, made: dict[str, Any]) -> None:
     """Note in ``phantom.json`` how the volumes are made; refuse those made otherwise."""
     path = root / "phantom.json"
+    if not path.exists() and (root / "dataset.json").exists():
+        raise DataError(
+            f"{root}: expected an empty folder or one with phantom.json, found another dataset "
+            "(choose another folder)"
+        )
     there = read_json(path) if path.exists() else made
     # where nothing else is, the volumes were refused: of a wrong size, say
     if there != made and any(other != path for other in root.iterdir()):
