@@ -155,9 +155,10 @@ def test_sizes_may_be_wanted(dataset: str, tmp_path: Path) -> None:
     assert len({r["sizes"]["class_1"] for r in records[1]}) == 4
     assert all(r["wanted_sizes"] == {"class_2": -1.5} for r in records[1])
     # a folder holds label maps of one kind
-    with pytest.raises(Exception) as refusal:  # noqa: PT011
+    with pytest.raises(RuntimeError) as refusal:
         sample(run_dir, wanted, sizes={"class_2": 1.5})
-    assert "sizes" in str(first_data_error(refusal.value) or refusal.value)
+    found = "wanted_sizes: {'class_2': -1.5} there, {'class_2': 1.5} now"
+    assert found in str(first_data_error(refusal.value))
 
 
 def test_generated_folder_is_a_valid_folder_of_label_maps(trained: Path, tmp_path: Path) -> None:

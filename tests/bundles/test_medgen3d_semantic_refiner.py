@@ -202,7 +202,9 @@ def test_a_folder_without_images_is_refused(trained: Path, pairs: Path, tmp_path
     (maps / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(RuntimeError) as caught:
         refine(trained, maps, tmp_path / "out")
-    assert "image" in str(first_data_error(caught.value))
+    assert 'training[0]: expected {"image": path, "label": path}, found' in str(
+        first_data_error(caught.value)
+    )
 
 
 def test_properties_are_complete(trained: Path, dataset: str, pairs: Path, tmp_path: Path) -> None:

@@ -233,6 +233,17 @@ def test_bound_at_the_last_step_is_the_likelihood() -> None:
     assert bound.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
+def test_bound_counts_as_many_terms_as_there_are_steps() -> None:
+    """Nichol & Dhariwal 2021 weigh T terms by 0.001: 1 at T = 1000, a quarter at 250."""
+    for steps, factor in ((1000, 1.0), (250, 0.25)):
+        diffusion = Diffusion("epsilon", "linear", steps, learn_variance=True)
+        t = torch.tensor([0.2, 0.6], dtype=torch.float64)
+        x0, noise, output = draw(2, 3, 4).clamp(-1, 1), draw(2, 3, 4, seed=1), draw(2, 6, 4, seed=2)
+        losses = diffusion.loss(output, x0, noise, t, torch.ones(1, dtype=torch.float64))
+        assert losses["bound"] > 0.001
+        torch.testing.assert_close(losses["loss"], losses["mse"] + factor * losses["bound"])
+
+
 def test_bound_trains_the_variance_alone() -> None:
     diffusion = Diffusion("epsilon", "linear", 1000, learn_variance=True)
     t = torch.tensor([0.001, 0.5], dtype=torch.float64)

@@ -219,6 +219,10 @@ def test_the_generators_loss_is_the_weighted_sum() -> None:
         logits, features = trainer.segmenter(fake)
         real_logits, real_features = trainer.segmenter(real)
         scores = [c(f)[0] for c, _, f in trainer._judged(sequence, sequence.fake())]
+        apart = []
+        for critic, first, second in trainer._judged(sequence, sequence.fake()):
+            layers = zip(critic(second)[1], critic(first)[1], strict=True)
+            apart.append(torch.stack([functional.l1_loss(a, b) for a, b in layers]).mean())
     trainer._generator_step(sequence)
     losses = trainer.bad_steps.values
     close = functools.partial(pytest.approx, rel=1e-4)
@@ -236,6 +240,8 @@ def test_the_generators_loss_is_the_weighted_sum() -> None:
     for name, maps in zip(("adversarial", "temporal"), scores, strict=True):
         expected = torch.stack([(score - 1).square().mean() for score in maps]).mean()
         assert losses[name] == close(expected.item())
+    assert min(apart) > 0
+    assert losses["features"] == close(torch.stack(apart).mean().item())
     assert losses["generator"] == close(
         1.5 * (losses["adversarial"] + losses["temporal"])
         + 2 * losses["features"]

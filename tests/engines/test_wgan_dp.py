@@ -198,6 +198,19 @@ def test_a_volume_whose_gradient_is_not_finite_leaves_no_trace() -> None:
         assert (sums != 0).tolist() == [True, False, True, False]
 
 
+def test_the_step_goes_on_without_a_volume_whose_gradient_is_not_finite() -> None:
+    trainer = make_trainer([item([1])])
+    real, fake = (draw * 2 - 1 for draw in torch.rand(2, 3, 2, *PATCH))
+    trainer._per_sample_gradients(real, fake)
+    whole = [p.grad_sample.clone() for p in trainer.critic.parameters()]
+    real[1, 0, 0, 0, 0] = math.nan
+    trainer._per_sample_gradients(real, fake)
+    for parameter, before in zip(trainer.critic.parameters(), whole, strict=True):
+        found = parameter.grad_sample
+        assert (found[1] == 0).all()
+        torch.testing.assert_close(found[[0, 2]], before[[0, 2]], rtol=1e-4, atol=1e-6)
+
+
 def test_generator_step_is_the_plain_one() -> None:
     """Behind the hooks the generator gets the gradient of -mean D(fake)."""
     trainer = make_trainer([item([1])])

@@ -16,7 +16,7 @@ from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import Volume, write_volume
 from medpair.report.pairs import Pair, PairFolder, open_pairs
 from medpair.report.privacy import privacy_part
-from medpair.report.privacy_figures import MARGIN, only_label
+from medpair.report.privacy_figures import only_label
 from medpair.report.privacy_section import privacy_section
 from medpair.report.verdict import verdicts
 
@@ -202,12 +202,14 @@ def test_embedding_and_its_distances(people, real, holdout, tmp_path):
 
 
 def test_pictures_hide_what_is_far_from_the_label():
-    pair = person(1)
+    """Further than 6 mm, whatever the voxels' sizes."""
+    pair = replace(person(1), spacing=(2.0, 1.5, 4.0))
     image, label = only_label(pair)
     far = np.ones(label.shape, bool)
+    spacing = np.reshape(pair.spacing, (3, 1, 1, 1))
     for place in np.argwhere(label > 0):
-        # steps along the axes: what is within the margin of this voxel
-        far &= np.abs(np.indices(label.shape) - place[:, None, None, None]).sum(0) > MARGIN
+        away = (np.indices(label.shape) - place[:, None, None, None]) * spacing
+        far &= np.sqrt((away**2).sum(0)) > 6.0
     assert far.any()
     assert len(np.unique(image[far])) == 1
     assert np.array_equal(image[label > 0], pair.image[pair.label > 0])

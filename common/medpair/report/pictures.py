@@ -7,7 +7,7 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
+from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
 from medpair.data.cohort import resample, robust_range
 from medpair.report.pairs import Pair, PairFolder
@@ -23,21 +23,23 @@ WIDTH = 1500
 def shown(pair: Pair, whole: bool = False) -> np.ndarray:
     """Return the image (W, H, D) as a report may show it.
 
-    Where the field of view could hold a face, what is further than 6 mm from any label is set to
-    the darkest value: brains are shown without the head. ``whole`` leaves everything.
+    Where the field of view could hold a face, what is further than 6 mm from any label, and not
+    enclosed by what is nearer, is set to the darkest value: brains are shown without the head.
+    ``whole`` leaves everything.
     """
     extent = np.multiply(pair.image.shape, pair.spacing)
     if whole or (extent < FACE_MM).any():
         return pair.image
-    steps = max(1, round(MARGIN_MM / float(np.mean(pair.spacing))))
-    labelled = pair.label > 0
-    if labelled.any():
-        near = binary_dilation(labelled, iterations=steps)
-        near = binary_fill_holes(binary_closing(near, iterations=steps))
-    else:
-        near = labelled
     low, _ = robust_range(pair.image)
+    near = binary_fill_holes(near_labels(pair, MARGIN_MM))
     return np.where(near, pair.image, low).astype(np.float32)
+
+
+def near_labels(pair: Pair, margin: float) -> np.ndarray:
+    """Return (W, H, D) where it is at most ``margin`` mm from the centre of a labelled voxel."""
+    if not pair.label.any():
+        return np.zeros(pair.label.shape, bool)
+    return distance_transform_edt(pair.label == 0, sampling=pair.spacing) <= margin
 
 
 def cohort_picture(

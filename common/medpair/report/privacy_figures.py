@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import binary_dilation
 
 from medpair.data.cohort import robust_range
 from medpair.report.pairs import Pair, PairFolder
-from medpair.report.pictures import as_png
+from medpair.report.pictures import MARGIN_MM, as_png, near_labels
 from medpair.report.plots import HOLDOUT, REAL, SYNTHETIC, panels, to_png
 from medpair.report.preview import picture_of
 from medpair.report.privacy_grid import label_box
-
-# Voxels around the label that are shown; nothing else is, in any cohort: heads have faces.
-MARGIN = 3
 
 
 def distance_figure(series: Sequence[tuple[str, dict[str, np.ndarray]]]) -> bytes:
@@ -60,12 +56,16 @@ def closest_figure(
 
 
 def only_label(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Return image and label cut to the label's box, black further than 3 voxels from it."""
+    """Return image and label cut to the label's box, dark further than 6 mm from it.
+
+    Nothing else is shown, in any cohort: heads have faces.
+    """
     low, size = label_box(pair.label)
-    near = binary_dilation(pair.label > 0, iterations=MARGIN)
+    near = near_labels(pair, MARGIN_MM)
     dark, _ = robust_range(pair.image)
+    margins = [int(MARGIN_MM / spacing) for spacing in pair.spacing]
     box = tuple(
-        slice(max(0, first - MARGIN), first + extent + MARGIN)
-        for first, extent in zip(low.tolist(), size.tolist(), strict=True)
+        slice(max(0, first - margin), first + extent + margin)
+        for first, extent, margin in zip(low.tolist(), size.tolist(), margins, strict=True)
     )
     return np.where(near, pair.image, dark).astype(np.float32)[box], pair.label[box]
