@@ -219,6 +219,7 @@ def test_datasets_are_reported_or_used(scratch: Path, data: st.DataObject, value
     made.complete()
     left = [fault for fault in check_dataset(made.root) if fault.level == "error"]
     made.sidecar(0).unlink()
+    (made.root / "dataset.json").unlink()
     assert not left
     np.testing.assert_array_equal(
         read_volume(made.root / entry["label"], None).array, volumes[0].label
