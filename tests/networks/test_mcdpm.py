@@ -10,7 +10,7 @@ from tests.networks.test_diffusion_unet import awake, draw
 from torch import Tensor, nn
 
 from medpair.networks.diffusion_unet import embedding
-from medpair.networks.mcdpm import MaskSequenceDenoiser
+from medpair.networks.mcdpm import MaskSequenceDenoiser, Neighbourhood
 
 SMALL: dict[str, Any] = {
     "channels": (8, 16),
@@ -139,6 +139,20 @@ def test_neighbours_correct_within_two_voxels_in_all_three_directions_and_no_fur
     assert (slices.min(), slices.max()) == (0, 4)
     assert (rows.min(), rows.max()) == (2, 6)
     assert (columns.min(), columns.max()) == (3, 7)
+
+
+def test_neighbours_are_corrected_in_fp32_on_a_cpu() -> None:
+    network = awake(Neighbourhood(3, 8, 16))
+    formats: list[torch.dtype] = []
+    for module in (network.conv1, network.conv2, network.conv_out):
+        module.register_forward_hook(lambda module, given, output: formats.append(output.dtype))
+    logits, emb = draw(2, 3, 4, 8, 12), draw(2, 16)
+    expected = network(logits, emb)
+    with torch.autocast("cpu", torch.bfloat16):
+        # as the U-Net around it hands them over
+        torch.testing.assert_close(network(logits, emb), expected, rtol=0, atol=0)
+        corrected = network(logits.bfloat16(), emb.bfloat16())
+    assert set(formats) == {corrected.dtype} == {torch.float32}
 
 
 def test_without_a_neighbourhood_evidence_changes_nothing() -> None:

@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.trainer import SupervisedTrainer
 from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
@@ -21,6 +22,23 @@ from medpair.engines.distributed import data_parallel, is_main_rank, mean_over_r
 from medpair.engines.numerics import MAX_BAD_STEPS, BadSteps, gradient_norm
 
 
+class Bfloat16Inferer(Inferer):
+    """Infer in bfloat16 mixed precision on a CPU, and give the result in fp32.
+
+    Args:
+        inferer: what calls the network.
+    """
+
+    def __init__(self, inferer: Inferer) -> None:
+        self.inferer = inferer
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the network's output (B, C, H, W, D), fp32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            output: Tensor = self.inferer(inputs, network, *args, **kwargs)
+        return output.float()
+
+
 class SegmentationTrainer(SupervisedTrainer):
     """MONAI's ``SupervisedTrainer`` that can say and restore all of its state.
 
@@ -28,6 +46,7 @@ class SegmentationTrainer(SupervisedTrainer):
         lr_scheduler: stepped after every epoch, or None.
         max_bad_steps: steps in a row whose loss or gradient is not finite, and which are left out,
             before the run stops.
+        amp: among ``kwargs``: mixed precision, fp16 on CUDA, bfloat16 on a CPU.
         kwargs: of ``SupervisedTrainer``.
 
     Raises:
@@ -38,6 +57,8 @@ class SegmentationTrainer(SupervisedTrainer):
     # what a smaller value of saves memory
     memory_knobs = ("batch_size", "largest_patch")
     network: torch.nn.Module
+    amp: bool
+    inferer: Inferer
 
     def __init__(
         self,
@@ -52,10 +73,14 @@ class SegmentationTrainer(SupervisedTrainer):
         self.bad_steps = BadSteps(max_bad_steps)
         self.plain_network = self.network
         self.network = data_parallel(self.network)
+        self.mixed = self.amp
         if self.state.device.type == "cpu":
             keep_freed_memory()
-            # MONAI's autocast is CUDA's
-            self.amp = False
+            # MONAI's autocast and loss scaling are CUDA's; bfloat16 needs no scaling
+            self.amp, self.scaler = False, None
+            if self.mixed:
+                self.amp_dtype = torch.bfloat16
+                self.inferer = Bfloat16Inferer(self.inferer)
         # before the handlers: a checkpoint holds the scheduler as the next epoch needs it
         self.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._leave_out_bad)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._count_bad)

@@ -38,6 +38,16 @@ class Neighbourhood(nn.Module):
 
     def forward(self, logits: Tensor, emb: Tensor) -> Tensor:
         """Return the correction (B, K, m, H, W) of posterior logits (B, K, m, H, W)."""
+        if torch.jit.is_scripting():
+            return self._correction(logits, emb)
+        if logits.device.type != "cpu":
+            return self._correction(logits, emb)
+        # oneDNN's bfloat16 gradient of a thin window's 3D convolution, eight slices of 96 x 120 and
+        # more, writes past its end on processors with AMX (PyTorch 2.13: "double free", or NaN)
+        with torch.autocast("cpu", enabled=False):
+            return self._correction(logits.float(), emb.float())
+
+    def _correction(self, logits: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(logits.softmax(dim=1).contiguous(memory_format=torch.channels_last_3d))
         scale, shift = self.film(functional.silu(emb))[..., None, None, None].chunk(2, dim=1)
         h = functional.silu(self.norm(h) * (1 + scale) + shift)
