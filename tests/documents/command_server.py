@@ -11,17 +11,22 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shlex
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SHIM = """#!{python} -SE
+SHIM = """#!/bin/sh
+exec {python} -SE {ask} "$0" "$@"
+"""
+
+ASK = """
 import json, os, socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
-words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+words = [os.path.basename(sys.argv[1]), *sys.argv[2:]]
 request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(link, [len(request).to_bytes(8, "big")], [1, 2])
 link.sendall(request)
@@ -33,9 +38,13 @@ sys.exit(answer[0] if answer else 1)
 def write_shims(folder: Path, address: str) -> None:
     """Write the scripts ``python`` and ``medpair`` that ask the server at ``address``."""
     folder.mkdir(parents=True, exist_ok=True)
+    ask = folder / "ask.py"
+    ask.write_text(ASK.format(address=address), encoding="utf-8")
     for name in ("python", "medpair"):
         path = folder / name
-        path.write_text(SHIM.format(python=sys.executable, address=address), encoding="utf-8")
+        # a line "#!" has no room for long paths, nor for spaces in them
+        python = shlex.quote(sys.executable)
+        path.write_text(SHIM.format(python=python, ask=shlex.quote(str(ask))), encoding="utf-8")
         path.chmod(0o755)
 
 

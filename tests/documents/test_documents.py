@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ def rename(folder: Path, *names: str) -> None:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An environment whose ``python`` and ``medpair`` are run by one process that is warm."""
     base = tmp_path_factory.mktemp("server")
-    address, shims = str(base / "socket"), base / "bin"
+    # a socket's path has room for 100 characters, and TMPDIR may be longer
+    short = Path(tempfile.mkdtemp(prefix="medpair", dir="/tmp"))
+    address, shims = str(short / "socket"), base / "bin"
     write_shims(shims, address)
     paths = [str(ROOT), str(ROOT / "common"), os.environ.get("PYTHONPATH", "")]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
@@ -160,6 +163,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         assert process.stdout.readline() == "ready\n"
         yield {**variables, "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
         process.kill()
+    shutil.rmtree(short)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -105,11 +105,16 @@ def test_a_line_of_the_log_that_a_kill_cuts_in_two_is_the_same(
 ) -> None:
     """The checkpoint is of step 3; the line is the mean of steps 3 and 4."""
     whole = reference(bundle, "train")
-    command = whole.command.into(tmp_path / "out")
-    pid = processes.start(command)
-    until((command.folder / "checkpoint.pt").exists)
-    os.kill(pid, signal.SIGKILL)
-    assert processes.wait(pid) == -signal.SIGKILL
-    assert torch.load(command.folder / "checkpoint.pt", weights_only=True)["iteration"] == 3
+    # on a busy machine the run may be a checkpoint further before it is killed
+    for attempt in range(5):
+        command = whole.command.into(tmp_path / f"out_{attempt}")
+        pid = processes.start(command)
+        until((command.folder / "checkpoint.pt").exists)
+        os.kill(pid, signal.SIGKILL)
+        assert processes.wait(pid) == -signal.SIGKILL
+        state = torch.load(command.folder / "checkpoint.pt", weights_only=True)
+        if state["iteration"] == 3:
+            break
+    assert state["iteration"] == 3
     processes.finish(command)
     assert_same_result(whole.folder, command.folder)
