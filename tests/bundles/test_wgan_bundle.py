@@ -214,6 +214,35 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_identically(
     assert_same_run(one, two)
 
 
+def test_a_second_signal_ends_a_training_at_once(dataset: str, tmp_path: Path) -> None:
+    class EndedAtOnceError(Exception):
+        pass
+
+    def end(*_: object) -> None:
+        raise EndedAtOnceError
+
+    folder = tmp_path / "out"
+    cut = workflow(
+        "wgan_sn_mp", ["train"], output_dir=str(folder), dataset_dir=dataset, **SMALL_WGAN
+    )
+    trainer = cut.parser.get_parsed_content("train#trainer")
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=2), twice)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(EndedAtOnceError):
+            trainer.run()
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # not saved: the step was not over
+    assert not (folder / "checkpoint.pt").exists()
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_to_the_whole_group_spares_the_workers_of_the_step(
     name: str, dataset: str, tmp_path: Path

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medpair.engines.board import Board
 from medpair.engines.jsonl import whole_records
@@ -59,6 +60,21 @@ def test_a_torn_line_of_the_validation_log_does_not_swallow_the_next(tmp_path: P
         {"epoch": 3, "dice": None},
     ]
     assert len(whole_records(path)) == 3
+
+
+def test_tensorboard_hides_the_steps_that_were_done_twice(tmp_path: Path) -> None:
+    """Killed after step 6, gone on from the checkpoint of step 3."""
+    for iteration, last, loss in ((0, 6, 0.5), (3, 5, 0.25)):
+        log = MetricsLog(tmp_path, interval=1, progress=False)
+        log._start(engine(iteration))
+        for step in range(iteration + 1, last + 1):
+            log._iteration(engine(step, loss=loss))
+        log._close(engine(last))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (curve,) = (events.Scalars(tag) for tag in events.Tags()["scalars"] if tag.endswith("loss"))
+    assert [(point.step, point.value) for point in curve] == [
+        (1, 0.5), (2, 0.5), (3, 0.5), (4, 0.25), (5, 0.25),
+    ]  # fmt: skip
 
 
 @pytest.mark.fault(35)
