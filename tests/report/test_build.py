@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 from tests.conftest import tiny_dataset
 
 from medpair.data.files import DataError, read_json, write_json
@@ -77,6 +81,39 @@ def test_report_is_complete(tmp_path, cohorts, counting):
     assert "a note of one" in sheet
     assert "2 pairs" in sheet
     assert "not examined: do not share" in sheet
+
+
+def heads(folder: Path, spacing: float = 8.0) -> Path:
+    """Write two cohorts of 128 mm that differ only in what is further than 6 mm from the labels."""
+    for name in ("one", "two"):
+        tiny_dataset(folder / name, 2, (16, 16, 16), spacing=(spacing,) * 3, validation=0)
+    for path in sorted((folder / "two" / "imagesTr").iterdir()):
+        image, label = (
+            nib.load(path),
+            nib.load(str(path).replace("imagesTr", "labelsTr").replace("_0000.", ".")),
+        )
+        values = np.asarray(image.dataobj).copy()
+        far = ~binary_dilation(np.asarray(label.dataobj) > 0)
+        # the same values elsewhere, so that the darkest stays the same
+        values[far] = values[far][::-1]
+        nib.save(nib.Nifti1Image(values, image.affine, image.header), path)
+    return folder
+
+
+def test_no_head_reaches_the_page_unless_asked_for(tmp_path, counting):
+    folder = heads(tmp_path)
+
+    def pictures(name: str, whole: bool) -> list[str]:
+        pairs = open_pairs(folder / name)
+        output = tmp_path / f"report_{name}_{whole}"
+        page = build_report(
+            output, Cohorts(pairs, pairs, None), counting.steps(), "medpair report", {}, whole
+        )
+        return re.findall(r"data:image/png;base64,([^\"']+)", page.read_text())
+
+    assert pictures("one", False) == pictures("two", False)
+    assert pictures("one", True) != pictures("two", True)
+    assert pictures("one", True) != pictures("one", False)
 
 
 def test_finished_parts_are_kept(tmp_path, cohorts, counting):
