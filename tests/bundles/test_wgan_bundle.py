@@ -214,6 +214,20 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_identically(
     assert_same_run(one, two)
 
 
+def test_mixed_precision_where_sampling_has_none_is_said_to_change_nothing(
+    trained_wgan: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = trained_wgan("compact")
+    full = sample(folder, tmp_path / "full", num_samples=2)
+    said = "amp: expected a CUDA device, found cpu"
+    assert said not in caplog.text
+    mixed = sample(folder, tmp_path / "mixed", num_samples=2, amp=True)
+    assert said in caplog.text
+    one, two = volumes(full), volumes(mixed)
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
 def test_a_second_signal_ends_a_training_at_once(dataset: str, tmp_path: Path) -> None:
     class EndedAtOnceError(Exception):
         pass

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from medpair.data.files import DataError
 
+logger = logging.getLogger(__name__)
 
-def require_device(device: torch.device | str | int) -> None:
+
+def require_device(device: torch.device | str | int, sampling_amp: bool = False) -> None:
     """Raise DataError unless tensors can be made on a device; bundles call it in ``initialize``.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        sampling_amp: mixed precision was asked of MONAI's evaluator, whose autocast is CUDA's: on
+            another device, where it changes nothing, that is said.
     """
     try:
         torch.empty(1, device=device).zero_()
@@ -22,3 +28,8 @@ def require_device(device: torch.device | str | int) -> None:
             f"device: expected a device of this machine ({', '.join(there)}), found {device}: "
             f"{(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
+    if sampling_amp and torch.device(device).type != "cuda":
+        logger.warning(
+            "amp: expected a CUDA device, found %s: this computes in float32 (on a CPU amp is for "
+            "training)", device,
+        )  # fmt: skip
