@@ -137,10 +137,6 @@ def test_json_round_trip_and_refusals(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="expected valid JSON"):
         read_json(path)
-    for name in ("NaN", "Infinity", "-Infinity"):
-        path.write_text(f'{{"spacing": [1.0, {name}]}}')
-        with pytest.raises(DataError, match=rf"a\.json: expected valid JSON, found {name}, which"):
-            read_json(path)
 
 
 def test_jsonl_appends_whole_lines(tmp_path: Path) -> None:

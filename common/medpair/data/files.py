@@ -46,8 +46,8 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: if the file is missing, is not JSON (the message has the line and column; NaN
-            and Infinity are none), or an object has a key twice.
+        DataError: if the file is missing, is not JSON (the message has the line and column), or
+            an object has a key twice.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -60,12 +60,8 @@ def read_json(path: str | Path) -> Any:
             )
         return content
 
-    def constant(name: str) -> None:
-        raise DataError(f"{path}: expected valid JSON, found {name}, which JSON has no number for")
-
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
     except DataError:
         raise
     except FileNotFoundError:
