@@ -83,15 +83,13 @@ def test_report_is_complete(tmp_path, cohorts, counting):
     assert "not examined: do not share" in sheet
 
 
-def heads(folder: Path, spacing: float = 8.0) -> Path:
+def heads(folder: Path) -> Path:
     """Write two cohorts of 128 mm that differ only in what is further than 6 mm from the labels."""
     for name in ("one", "two"):
-        tiny_dataset(folder / name, 2, (16, 16, 16), spacing=(spacing,) * 3, validation=0)
+        tiny_dataset(folder / name, 2, (16, 16, 16), spacing=(8.0, 8.0, 8.0), validation=0)
     for path in sorted((folder / "two" / "imagesTr").iterdir()):
-        image, label = (
-            nib.load(path),
-            nib.load(str(path).replace("imagesTr", "labelsTr").replace("_0000.", ".")),
-        )
+        image = nib.load(path)
+        label = nib.load(str(path).replace("imagesTr", "labelsTr").replace("_0000.", "."))
         values = np.asarray(image.dataobj).copy()
         far = ~binary_dilation(np.asarray(label.dataobj) > 0)
         # the same values elsewhere, so that the darkest stays the same
