@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
@@ -102,6 +103,16 @@ def test_networks_are_the_papers_at_the_papers_settings(dataset: str) -> None:
         "wgan_sn_mp": "spectral",
         "wgan_c_sn_mp": "spectral",
     }
+
+
+def test_mixed_precision_is_float16_on_a_gpu_alone() -> None:
+    """The paper's; on a CPU its backward passes are far slower than fp32's."""
+    configs = BUNDLES / "wgan_sn_mp" / "configs"
+    for device, expected in (("cpu", "bfloat16"), ("cuda", "float16"), ("cuda:1", "float16")):
+        parser = ConfigParser()
+        parser.read_config([configs / "train.json", configs / "wgan_sn_mp.json"])
+        parser["device"] = device
+        assert parser.get_parsed_content("amp_dtype") == expected
 
 
 def test_samples_do_not_depend_on_batch_size(trained_wgan: Train, tmp_path: Path) -> None:
