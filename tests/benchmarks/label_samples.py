@@ -95,10 +95,11 @@ def sample_lines(
 
 
 def _measured(inferer: LabelVolumeInferer, growth: Growth) -> dict[str, Any]:
-    label = np.moveaxis(growth.label, 0, inferer.axis)
+    label = inferer.placed(growth)
     line = statistics_of(label, inferer)
     try:
-        seam = seam_ratio([label], [growth.seams], inferer.axis, inferer.cohort.num_labels)
+        seams = [inferer.corner[inferer.axis] + seam for seam in growth.seams]
+        seam = seam_ratio([label], [seams], inferer.axis, inferer.cohort.num_labels)
         line["seams"] = [seam.at_seams * seam.seams, seam.beside * seam.seams]
     except ValueError:  # no seam has slices beside it
         line["seams"] = [0.0, 0.0]
@@ -123,7 +124,7 @@ def real_lines(
     """Measure the training label maps of a dataset folder, as the model's frame shows them."""
     cohort, volumes = read_cohort(dataset_dir, label_group, inferer.cohort.spacing)
     assert cohort.labels == inferer.cohort.labels, f"other classes than the model's: {cohort}"
-    labels = (framed(volume.label, inferer.frame, PAD_LABEL) for volume in volumes)
+    labels = (framed(volume.label, inferer.volume_size, PAD_LABEL) for volume in volumes)
     return [statistics_of(label, inferer) for label in labels]
 
 

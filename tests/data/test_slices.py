@@ -10,11 +10,13 @@ import torch
 
 from medpair.data.cohort import LabelledVolume
 from medpair.data.slices import (
+    Box,
     LabelWindows,
     axis_of,
     fitting_frame,
     frame_box,
     framed,
+    label_box,
     moved,
     next_frame,
     unframed,
@@ -213,3 +215,52 @@ def test_windows_know_their_volumes_sizes_nearly() -> None:
     assert {tuple(exact[i]["sizes"].tolist()) for i in range(40)} == set(
         map(tuple, scores.tolist())
     )
+
+
+def labelled(*spans: tuple[int, int], size: tuple[int, int, int] = (20, 24, 32)) -> LabelledVolume:
+    """A volume whose label fills the box between the first and last voxels along each axis."""
+    label = np.zeros(size, np.uint8)
+    label[tuple(slice(first, last) for first, last in spans)] = 2
+    return LabelledVolume(np.zeros(size, np.float32), label)
+
+
+def test_the_box_holds_the_labels_of_all_volumes_and_their_margin() -> None:
+    frame = (24, 24, 32)  # two voxels of padding before the first along x
+    volumes = [labelled((3, 7), (9, 13), (20, 30)), labelled((5, 9), (2, 8), (22, 25))]
+    plain = label_box(volumes, frame, multiple=1)
+    assert plain == Box((5, 2, 20), (6, 11, 10))
+    for volume in volumes:
+        whole = framed(volume.label, frame, 0)
+        assert np.count_nonzero(plain.cut(whole)) == np.count_nonzero(volume.label)
+    # 6 + 4 in eights, its labels in the middle; 11 + 4; 10 + 4 would end beyond the frame
+    assert label_box(volumes, frame, margin=2) == Box((0, 0, 16), (16, 16, 16))
+    assert label_box(volumes, frame, multiple=1, least=12).size == (12, 12, 12)
+    assert label_box(volumes, frame, margin=40) == Box((0, 0, 0), frame)
+
+
+def test_without_labels_or_unwanted_the_box_is_the_frame() -> None:
+    volume = labelled((3, 7), (9, 13), (20, 30))
+    assert label_box([volume], (24, 24, 32), wanted=False) == Box((0, 0, 0), (24, 24, 32))
+    nothing = labelled((0, 0), (0, 0), (0, 0))
+    assert label_box([nothing], (24, 24, 32)) == Box((0, 0, 0), (24, 24, 32))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_windows_of_a_box_are_parts_of_those_of_the_frame(axis: int) -> None:
+    label, box = numbered(), Box((1, 2, 8), (4, 5, 16))
+    expected = np.moveaxis(label[1:5, 2:7, 8:24], axis, 0)
+    data = windows(label, box=box, axis=axis, window=3, overlap=1, length=30)
+    assert len({float(data[index]["position"]) for index in range(30)}) > 1
+    for index in range(30):
+        item = data[index]
+        first = round(float(item["position"]) * box.size[axis])
+        np.testing.assert_array_equal(item["label"], expected[first : first + 3])
+
+
+def test_moved_within_their_margin_no_label_leaves_the_box() -> None:
+    volume = labelled((5, 14), (6, 13), (10, 21))
+    box = label_box([volume], (20, 24, 32), margin=2, multiple=1)
+    options = {"frame": (20, 24, 32), "axis": 2, "box": box, "shift": 2, "window": box.size[2]}
+    data = LabelWindows([volume], **options, overlap=1, length=40)  # type: ignore[arg-type]
+    expected = np.count_nonzero(volume.label)
+    assert {int((data[index]["label"] > 0).sum()) for index in range(40)} == {expected}

@@ -549,6 +549,61 @@ def test_height_is_what_was_asked_for(tmp_path: Any) -> None:
         LabelVolumeInferer(content, height=7)
 
 
+def boxed(axis: int = 2) -> tuple[dict[str, Any], np.ndarray]:
+    """A card whose network sees the middle of a volume, and labels that are nowhere else."""
+    content = card(axis=axis, sizes=((10, 12, 40),))
+    corner, size = [1, 3, 4], [10, 12, 40]
+    content["sequence"] |= {"corner": corner, "volume_size": size}
+    whole = np.zeros(size, np.uint8)
+    whole[1:9, 3:11, 4:36] = stripes()
+    return content, whole
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_beyond_the_frame_a_volume_is_background(axis: int) -> None:
+    content, whole = boxed(axis)
+    inferer = LabelVolumeInferer(content, steps=2)
+    volume = generate(inferer, Oracle(inferer, stripes()), 0)[0]
+    np.testing.assert_array_equal(volume, whole)
+    first = inferer.corner[axis]
+    for seam in inferer.records[0]["seams"]:  # as slices of the volume
+        assert first < seam < first + FRAME[axis]
+
+
+def test_height_of_a_volume_with_background_at_its_ends(tmp_path: Any) -> None:
+    content, _ = boxed()
+    save_torch(tmp_path / "model.pt", {})
+    inferer = LabelVolumeInferer(content, steps=2, height=30)
+    assert inferer.volume_size == [10, 12, 30]
+    assert inferer.frame == [8, 8, 22]
+    truth = stripes((8, 8, 22))
+    volume = generate(inferer, Oracle(inferer, truth), 0)[0]
+    np.testing.assert_array_equal(volume[1:9, 3:11, 4:26], truth)
+    assert volume.sum() == truth.sum()
+    writer = LabelVolumeWriter(tmp_path / "out", content, tmp_path / "model.pt", inferer, 1)
+    writer({"pred": torch.from_numpy(volume)[None], "index": 0})
+    assert read_volume(tmp_path / "out" / writer.folder.paths(0)["label"]).array.shape[2] == 30
+    with pytest.raises(ValueError, match="height: expected 16 slices or more, found 15"):
+        LabelVolumeInferer(content, height=15)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"corner": [3, 3, 4], "volume_size": [10, 12, 40]},  # 3 + 8 is beyond 10
+        {"corner": [-1, 3, 4], "volume_size": [10, 12, 40]},
+        {"corner": [1.0, 3, 4], "volume_size": [10, 12, 40]},
+        {"corner": [1, 3], "volume_size": [10, 12, 40]},
+        {"corner": "abc", "volume_size": [10, 12, 40]},
+    ],
+)
+def test_a_frame_that_is_no_part_of_its_volume_is_refused(entry: dict[str, Any]) -> None:
+    content = card()
+    content["sequence"] |= entry
+    with pytest.raises(DataError, match=r"sequence: .*expected a frame within the volume"):
+        LabelVolumeInferer(content)
+
+
 def test_an_untrained_network_uses_up_its_attempts(caplog: pytest.LogCaptureFixture) -> None:
     content = card()
     network = untrained(content)

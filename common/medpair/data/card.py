@@ -38,7 +38,7 @@ MAX_FLOAT = 1e18
 MAX_AXIS = 2**15 - 1
 MAX_DEPTH, MAX_LABELS = 12, 10_000
 # Entries that are the size of a volume or a patch, at any depth
-SIZES = ("patch_size", "frame", "longest")
+SIZES = ("patch_size", "frame", "longest", "volume_size")
 # Modules that one tensor of the weights may stand for (activations and containers have none)
 MODULES_PER_TENSOR = 20
 # Numbers beside the weights that a network may hold (tables of positions)
@@ -60,12 +60,16 @@ class SliceOrder:
         frame: (W, H, D) of training.
         window: slices at once, where there are windows.
         overlap: of neighbouring windows.
+        corner: first voxel of the frame in the volume, where the frame is a part of one.
+        volume_size: (W, H, D) of that volume; empty where the frame is all of it.
     """
 
     axis: int
     frame: Sequence[int] = ()
     window: int = 2
     overlap: int = 1
+    corner: Sequence[int] = (0, 0, 0)
+    volume_size: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.axis not in (0, 1, 2):
@@ -74,6 +78,17 @@ class SliceOrder:
             raise ValueError(
                 f"overlap, window: expected 1 <= overlap < window, "
                 f"found {self.overlap}, {self.window}"
+            )
+        if self.volume_size and not (
+            len(self.corner) == len(self.frame) == 3
+            and all(
+                type(c) is int and 0 <= c <= n - f
+                for c, f, n in zip(self.corner, self.frame, self.volume_size, strict=True)
+            )
+        ):
+            raise ValueError(
+                "corner, frame, volume_size: expected a frame within the volume, found "
+                f"{list(self.frame)} at {list(self.corner)} in {list(self.volume_size)}"
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,61 @@ def next_frame(size: Sequence[int], frame: Sequence[int], multiple: int) -> tupl
     return w, h, d
 
 
+@dataclass(frozen=True)
+class Box:
+    """A part of a frame: its first voxel and its size, (x, y, z) and (W, H, D)."""
+
+    corner: tuple[int, ...]
+    size: tuple[int, ...]
+
+    def cut(self, array: np.ndarray) -> np.ndarray:
+        """Return what a framed array (W, H, D) holds in the box."""
+        return array[tuple(slice(c, c + n) for c, n in zip(self.corner, self.size, strict=True))]
+
+
+def label_box(
+    volumes: Sequence[LabelledVolume],
+    frame: Sequence[int],
+    margin: int = 0,
+    multiple: int = 8,
+    least: int = 1,
+    wanted: bool = True,
+) -> Box:
+    """Return the smallest box of a frame that holds the labels of all volumes.
+
+    What no training volume has a label for, nothing has to be learned or computed of: it is
+    background in every generated volume, too. The brain fills half of a whole head's frame.
+
+    Args:
+        volumes: the training pairs.
+        frame: (W, H, D) that they are brought to.
+        margin: voxels to be kept around the labels, on each side.
+        multiple: of the box's sides, as far as the frame has so many voxels.
+        least: voxels that every side has at least.
+        wanted: whether there is to be such a box; False: the whole frame.
+    """
+    low, high = np.asarray(frame), np.zeros(3, int)
+    for volume in volumes:
+        label = framed(volume.label, frame, PAD_LABEL)
+        for axis in range(3):
+            others = tuple(a for a in range(3) if a != axis)
+            planes = np.flatnonzero((label != PAD_LABEL).any(axis=others))
+            if planes.size:
+                low[axis] = min(low[axis], planes[0])
+                high[axis] = max(high[axis], planes[-1] + 1)
+    if not wanted or (high == 0).any():
+        return Box((0, 0, 0), tuple(int(n) for n in frame))
+    extent = np.maximum(high - low + 2 * margin, least)
+    size = np.minimum(-(-extent // multiple) * multiple, frame)
+    corner = np.clip((low + high - size) // 2, 0, np.asarray(frame) - size)
+    return Box(tuple(corner.tolist()), tuple(size.tolist()))
+
+
 class LabelWindows(Dataset[dict[str, Any]]):
     """Windows of ``m`` label slices for MC-DPM training (Han et al. 2023, section 2.1).
 
     An item has ``label`` (m, H, W) class indices, ``known`` (m,) 1 for slices that are given clean,
-    ``position``: the first slice relative to the frame's height, and ``case`` and ``index``, by
+    ``position``: the first slice relative to the box's height, and ``case`` and ``index``, by
     which it is known. With the probabilities p_F and p_B the first or last n slices are given, with
     p_U none.
 
@@ -114,6 +165,8 @@ class LabelWindows(Dataset[dict[str, Any]]):
         sizes: (N, K) scores of the classes' sizes in each volume; an item then also has ``sizes``
             (K,), with noise of ``size_noise``: exact ones would tell which volume it is.
         size_noise: in standard deviations of the cohort.
+        box: part of the frame that the windows are cut from, heights counted within it; default
+            all of it.
         length: items per epoch; default windows / m for each volume.
         seed: an item depends on (seed, epoch, index) alone.
 
@@ -134,10 +187,12 @@ class LabelWindows(Dataset[dict[str, Any]]):
         flip: Sequence[int] = (),
         sizes: np.ndarray | None = None,
         size_noise: float = 0.25,
+        box: Box | None = None,
         length: int | None = None,
         seed: int = 0,
     ) -> None:
-        height = frame[axis]
+        box = box or Box((0, 0, 0), tuple(frame))
+        height = box.size[axis]
         if not 1 <= overlap < window <= height:
             raise ValueError(
                 f"overlap, window: expected 1 <= overlap < window <= {height} slices, "
@@ -148,7 +203,8 @@ class LabelWindows(Dataset[dict[str, Any]]):
                 f"probabilities: expected p_F, p_B, p_U with sum 1, found {list(probabilities)}"
             )
         self.stacks = [
-            np.moveaxis(framed(volume.label, frame, PAD_LABEL), axis, 0) for volume in volumes
+            np.moveaxis(box.cut(framed(volume.label, frame, PAD_LABEL)), axis, 0)
+            for volume in volumes
         ]
         self.cases = [volume.case for volume in volumes]
         if shift < 0:

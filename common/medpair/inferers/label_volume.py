@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from medpair.data.card import network_of, part_of
 from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
-from medpair.data.patches import PAD_LABEL
+from medpair.data.patches import PAD_LABEL, extract
 from medpair.data.sampling import derive_seed
-from medpair.data.slices import framed
+from medpair.data.slices import Box, framed
 from medpair.data.traits import Traits, traits_of, wanted_scores
 from medpair.diffusion.solvers import Solver
 from medpair.inferers.label_growth import BACKWARD, FORWARD, SIZES, START, Growth, Window
@@ -54,6 +54,16 @@ def reference_of(
     labels = [framed(volume.label, frame, PAD_LABEL) for volume in volumes]
     shapes = [label_shape(label, cohort.num_labels, cohort.spacing, axis) for label in labels]
     return label_reference(shapes).to_json()
+
+
+def sequence_entry(
+    frame: Sequence[int], box: Box, axis: int, window: int, overlap: int
+) -> dict[str, Any]:
+    """Return how the network sees a volume, for the card (see ``SliceOrder``)."""
+    entry = {"axis": axis, "frame": list(box.size), "window": window, "overlap": overlap}
+    if list(box.size) != list(frame):
+        entry |= {"corner": list(box.corner), "volume_size": list(frame)}
+    return entry
 
 
 class IndexDataset(Dataset[dict[str, Any]]):
@@ -129,7 +139,7 @@ class LabelVolumeInferer(WindowDenoiser):
             "guidance": self.guidance,
             "evidence": self.evidence,
             **({"wanted_sizes": self.sizes} if self.sizes else {}),
-            "frame": self.frame,
+            "frame": self.volume_size,
             "reject": self.reject,
             **({"attempts": self.attempts} if self.reject else {}),
         }
@@ -153,13 +163,13 @@ class LabelVolumeInferer(WindowDenoiser):
             grown = self.grow(network, open_indices, attempt, device)
             rejected = []
             for index, growth in zip(open_indices, grown, strict=True):
-                done[index] = np.moveaxis(growth.label, 0, self.axis)
+                done[index] = self.placed(growth)
                 reasons = self._reasons(done[index])
                 history[index].append(reasons)
                 self.records[index] = {
                     "attempt": attempt,
                     "plausible": not reasons,
-                    "seams": sorted(growth.seams),
+                    "seams": sorted(self.corner[self.axis] + seam for seam in growth.seams),
                     "rejected": [r for r in history[index] if r],
                 }
                 if self.traits is not None and growth.sizes is not None:
@@ -191,6 +201,11 @@ class LabelVolumeInferer(WindowDenoiser):
                 volumes[window.volume].insert(window, label)
             windows = [w for number, v in enumerate(volumes) for w in self._next(number, v)]
         return volumes
+
+    def placed(self, growth: Growth) -> np.ndarray:
+        """Return the volume (W, H, D) of what was grown in the frame: background beyond it."""
+        label = np.moveaxis(growth.label, 0, self.axis)
+        return extract(label, [-first for first in self.corner], self.volume_size, PAD_LABEL)
 
     def _begin(self, index: int, attempt: int) -> Growth:
         """Return an empty volume that is to begin at a position of its own."""

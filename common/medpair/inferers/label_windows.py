@@ -45,6 +45,9 @@ class WindowDenoiser:
 
     Attributes:
         evaluations: how often the network was run.
+        frame: (W, H, D) of what the network sees of a volume.
+        corner: its first voxel in the volume.
+        volume_size: (W, H, D) of the volume; beyond the frame it is background.
         parts: how many windows fit into memory, if fewer than ``windows_at_once``.
 
     Raises:
@@ -67,11 +70,16 @@ class WindowDenoiser:
         self.self_conditioning = bool(card["network"].get("self_conditioning", False))
         order = part_of(card, "sequence", SliceOrder)
         self.axis, self.window, self.overlap = order.axis, order.window, order.overlap
-        self.frame = list(order.frame)
+        self.frame, self.corner = list(order.frame), list(order.corner)
+        self.volume_size = list(order.volume_size) or list(order.frame)
         if height is not None:
-            if height < self.window:
-                raise ValueError(f"height: expected {self.window} slices or more, found {height}")
-            self.frame[self.axis] = height
+            # what is never labelled at both ends remains as it is
+            beyond = self.volume_size[self.axis] - self.frame[self.axis]
+            if height < self.window + beyond:
+                least = self.window + beyond
+                raise ValueError(f"height: expected {least} slices or more, found {height}")
+            self.volume_size[self.axis] = height
+            self.frame[self.axis] = height - beyond
         self.height = height
         self.sampler = label_sampler(self.diffusion, self.code, solver, steps, log_snr)
         self.grid = self.sampler.grid(self.diffusion)
