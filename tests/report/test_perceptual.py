@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from medpair.report import perceptual
@@ -23,6 +24,19 @@ def smooth(seed, size=(40, 36, 32)):
     rng = np.random.default_rng(seed)
     volume = gaussian_filter(rng.normal(size=size), 3)
     return (volume / np.abs(volume).max()).astype(np.float32)
+
+
+def test_the_network_says_what_the_published_code_says(metric):
+    """Values of the package's own network (stlpips-pytorch 0.0.2, PyTorch 2.13) on these."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    waves = torch.sin(9 * y) * torch.cos(5 * x), torch.sin(9 * y + 0.5) * torch.cos(6 * x)
+    found = metric.network(*(wave.expand(1, 3, -1, -1) for wave in waves))
+    assert found.item() == pytest.approx(0.016489267, rel=1e-4)
+    rng = np.random.default_rng(0)
+    for size, expected in (((64, 64), 0.042727355), ((72, 96), 0.037258264)):
+        noise = [rng.uniform(-1, 1, (1, 3, *size)).astype(np.float32) for _ in range(2)]
+        found = metric.network(*map(torch.from_numpy, noise))
+        assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_equal_volumes_are_at_zero_and_order_does_not_matter(metric):
