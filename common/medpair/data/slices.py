@@ -125,6 +125,9 @@ def label_box(
         least: voxels that every side has at least.
         wanted: whether there is to be such a box; False: the whole frame.
     """
+    whole = Box((0, 0, 0), tuple(int(n) for n in frame))
+    if not wanted:
+        return whole
     low, high = np.asarray(frame), np.zeros(3, int)
     for volume in volumes:
         label = framed(volume.label, frame, PAD_LABEL)
@@ -134,8 +137,8 @@ def label_box(
             if planes.size:
                 low[axis] = min(low[axis], planes[0])
                 high[axis] = max(high[axis], planes[-1] + 1)
-    if not wanted or (high == 0).any():
-        return Box((0, 0, 0), tuple(int(n) for n in frame))
+    if not high.all():  # no labels at all
+        return whole
     extent = np.maximum(high - low + 2 * margin, least)
     size = np.minimum(-(-extent // multiple) * multiple, frame)
     corner = np.clip((low + high - size) // 2, 0, np.asarray(frame) - size)
