@@ -15,6 +15,8 @@ import pytest
 import torch
 from growth_tables import tables
 
+from medpair.inferers.label_windows import WindowDenoiser
+
 SMALL = ("--small", "--sizes", "32", "--classes", "3", "--class_size", "32", "--steps", "2")
 
 
@@ -69,6 +71,18 @@ def test_a_part_stands_for_the_whole(tmp_path: Path) -> None:
     found = growth.make(one, data, tmp_path / "weights", tmp_path / "out", limit=0.0)
     assert found["share"] == found["counted"] == 8 / 32
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+def test_windows_that_fill_up_a_batch_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which gets more of them at a time than one volume has."""
+    monkeypatch.setattr(WindowDenoiser, "windows_at_once", lambda self, device: 5)
+    one = growth.Cell("medgen3d_mcdpm", "train", size=32, batch=1, small=True)
+    data = growth.cohort(tmp_path / "data", 32, 2)
+    growth.train(one, data, tmp_path / "weights", 1)
+    found = growth.make(one, data, tmp_path / "weights", tmp_path / "out", limit=1e9)
+    assert found["share"] == found["counted"] == 1
 
 
 def test_a_cell_has_a_process_and_a_limit_of_its_own(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
                 print(found["failed"], file=sys.stderr, flush=True)
                 failed += 1
                 continue
-            line = {"cell": cell.to_json(), **found, **circumstances(options.device)}
+            # a GPU that this process has looked at is lost to those it forks
+            where = in_own_process(lambda: circumstances(options.device))
+            line = {"cell": cell.to_json(), **found, **where}
             with options.output.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
     print(tables(records(options.output), options.samples, options.class_size))
@@ -133,7 +135,10 @@ def in_own_process(
             there.send(task())
         except Exception as error:
             if options is not None and is_out_of_memory(error):
-                there.send({"limit": "memory", "limit_gib": options.memory_gib})
+                whole = options.memory_gib
+                if options.device == "cuda":
+                    whole = round(torch.cuda.mem_get_info()[1] / 2**30)
+                there.send({"limit": "memory", "limit_gib": whole})
             else:
                 there.send({"failed": f"{type(error).__name__}: {error}"})
 

@@ -226,12 +226,11 @@ def part_rule(cell: Cell, run: Any) -> tuple[int, int]:
     inferer = run.parser.get_parsed_content("inferer")
     if cell.subject == "medgen3d_mcdpm":  # a row is a window
         new, steps = inferer.window - inferer.overlap, inferer.sampler.steps
-        if cell.device == "cpu":  # always two, also where a volume has only one side left to grow
-            first, height = inferer._begin(0, 0).low, inferer.frame[inferer.axis]
-            sides = math.ceil(first / new), math.ceil((height - first - inferer.window) / new)
-            return 2 * steps, 2 * (1 + max(sides)) * steps
-        # their number may be one more; the first window is alone, later ones go two by two
-        return 2 * steps, (1 + math.ceil((cell.size - inferer.window) / new)) * steps
+        # always equally many, also where a volume has fewer windows to be computed
+        once = inferer.windows_at_once(torch.device(cell.device))
+        first, height = inferer._begin(0, 0).low, inferer.frame[inferer.axis]
+        sides = math.ceil(first / new), math.ceil((height - first - inferer.window) / new)
+        return 2 * steps, once * (1 + max(sides)) * steps
     if cell.subject == "medgen3d_vid2vid":
         return 8, cell.size
     if cell.subject == "medgen3d_semantic_refiner":

@@ -128,7 +128,11 @@ def test_a_real_allocation_that_fails_is_recognised_through_its_causes() -> None
     outer.__cause__ = caught.value
     assert is_out_of_memory(outer)
     assert not is_out_of_memory(RuntimeError("shape"))
-    for text in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):
+    for text in (
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+    ):
         assert is_out_of_memory(RuntimeError(text))
     message = r"of shape \(3,\) in float64 \(peak .*\): .*try a machine with more memory or --n 1"
     like = torch.zeros(2, 3, dtype=torch.float64)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.pretended_gpu import pretended_gpu
 
 from medpair.data.files import DataError
 from medpair.engines.device import require_device
@@ -50,3 +51,12 @@ def test_so_do_the_threads_that_begin_later_and_nothing_is_warned_of() -> None:
 def test_a_device_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(DataError, match=r"device: expected a device of this .*found cuda:9"):
         require_device("cuda:9")
+
+
+def test_sampling_on_a_gpu_asks_for_algorithms_that_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    with pretended_gpu():
+        require_device("cuda")
+        assert not torch.backends.cudnn.deterministic, "a training may take the fastest"
+        require_device("cuda", sampling_amp=False)
+        assert torch.backends.cudnn.deterministic

@@ -31,3 +31,10 @@ def test_whatever_the_main_process_raises_reaches_all(
     with pytest.raises(DataError) as other:
         distributed.main_rank_first(act)
     assert str(other.value) == (str(error) or repr(error))
+
+
+def test_all_processes_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in distributed.ENVIRONMENT:
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(DataError, match=r"device: expected each process to have a GPU of its own"):
+        distributed.start("cuda")

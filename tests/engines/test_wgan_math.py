@@ -20,6 +20,7 @@ from paper_wgan import (
     settle_spectral_norm,
 )
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from medpair.data.labels import LabelChannels
 from medpair.data.sampling import torch_generator
@@ -525,3 +526,16 @@ def test_sampled_weights_do_not_depend_on_the_batch() -> None:
     assert all(torch.equal(state[name], again[name]) for name in state)
     latent = torch.randn(3, LATENT_SIZE)
     torch.testing.assert_close(network(latent)[:1], network(latent[:1]), **CLOSE)
+
+
+def test_spectral_norms_of_the_generators_step_are_computed_in_fp32() -> None:
+    """A GPU would compute their products in half precision (on a CPU autocast leaves them be)."""
+    trainer = make_trainer([real_batch(2)], norm="spectral", amp=True, amp_dtype="bfloat16")
+    mixed: list[bool] = []
+    for layer in trainer.critic.modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            norm = layer.parametrizations["weight"][0]
+            norm.register_forward_hook(lambda *_: mixed.append(torch.is_autocast_enabled("cpu")))
+    trainer._generator_step(pairs(real_batch(2)))
+    assert mixed
+    assert not any(mixed)

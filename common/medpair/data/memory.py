@@ -26,6 +26,8 @@ TEXTS = (
     "CUDA error: out of memory",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    # cuDNN, where no algorithm's workspace fits
+    "unable to find an engine to execute this computation",
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "could not create a memory object",

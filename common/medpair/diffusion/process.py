@@ -161,11 +161,14 @@ class Diffusion:
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma of times (B,), shaped to multiply ``like``.
 
-        Times on the CPU cost a GPU nothing; others are waited for.
+        Times on the CPU do not make it wait for a GPU; others do.
         """
         shape = [-1] + [1] * (like.ndim - 1)
         return tuple(  # type: ignore[return-value]
-            torch.from_numpy(np.asarray(value)).to(like).view(shape)
+            torch.from_numpy(np.asarray(value))
+            .to(like.dtype)
+            .to(like.device, non_blocking=True)
+            .view(shape)
             for value in self.schedule.level(t.detach().cpu().double().numpy())
         )
 
@@ -178,7 +181,7 @@ class Diffusion:
         mean, log_variance = step.mean(x, predicted.x0), step.log_variance(predicted.fraction)
         true_mean, true_log_variance = step.mean(x, x0), step.log_variance(None)
         divergence = gaussian_divergence(true_mean, true_log_variance, mean, log_variance)
-        last = (before <= 0).to(x.device).view([-1] + [1] * (x.ndim - 1))
+        last = (before <= 0).to(x.device, non_blocking=True).view([-1] + [1] * (x.ndim - 1))
         likelihood = -discretized_log_likelihood(x0, mean, 0.5 * log_variance)
         return torch.where(last, likelihood, divergence) / math.log(2.0)
 

@@ -36,7 +36,8 @@ class CriticAugmentation:
         if self.shift:
             pair = self._shift(pair, fill, generator)
         if self.gain or self.offset:
-            draw = torch.rand(2, len(pair), generator=generator).to(pair.device) * 2 - 1
+            draw = torch.rand(2, len(pair), generator=generator) * 2 - 1
+            draw = draw.to(pair.device, non_blocking=True)
             factor = (1 + self.gain * draw[0]).view(-1, 1, 1, 1, 1)
             offset = (self.offset * draw[1]).view(-1, 1, 1, 1, 1)
             image = (pair[:, :1] + 1) * factor - 1 + offset

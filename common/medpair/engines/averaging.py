@@ -30,8 +30,13 @@ class AveragedWeights:
         # the first update copies: the network may have been given other weights meanwhile
         started = self.updates > 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if started else 0.0
-        for mean, new in zip(self.network.parameters(), network.parameters(), strict=True):
-            mean.lerp_(new.detach().to(mean.dtype), 1 - decay)
+        means: list[torch.Tensor] = list(self.network.parameters())
+        news = [new.detach() for new in network.parameters()]
+        if means and means[0].is_cuda:  # hundreds of small kernels, launched as a few
+            torch._foreach_lerp_(means, news, 1 - decay)
+        else:
+            for mean, new in zip(means, news, strict=True):
+                mean.lerp_(new.to(mean.dtype), 1 - decay)
         for own, current in zip(self.network.buffers(), network.buffers(), strict=True):
             own.copy_(current)
 

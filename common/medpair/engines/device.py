@@ -12,15 +12,17 @@ from medpair.data.files import DataError
 logger = logging.getLogger(__name__)
 
 
-def require_device(device: torch.device | str | int, sampling_amp: bool = False) -> None:
+def require_device(device: torch.device | str | int, sampling_amp: bool | None = None) -> None:
     """Raise DataError unless tensors can be made on a device; bundles call it in ``initialize``.
 
     A CPU counts numbers below 1e-38 as zero from here on, see ``flush_denormals``.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
-        sampling_amp: mixed precision was asked of MONAI's evaluator, whose autocast is CUDA's: on
-            another device, where it changes nothing, that is said.
+        sampling_amp: whether mixed precision was asked of MONAI's evaluator, whose autocast is
+            CUDA's: on another device, where it changes nothing, that is said. On a GPU what is
+            sampled is to be the same in every run, and cuDNN is asked for algorithms that are.
+            None: this is a training.
     """
     try:
         torch.empty(1, device=device).zero_()
@@ -33,6 +35,8 @@ def require_device(device: torch.device | str | int, sampling_amp: bool = False)
         ) from error
     if torch.device(device).type == "cpu":
         flush_denormals()
+    elif sampling_amp is not None:
+        torch.backends.cudnn.deterministic = True
     if sampling_amp and torch.device(device).type != "cuda":
         logger.warning(
             "amp: expected a CUDA device, found %s: this computes in float32 (on a CPU amp is for "

@@ -103,7 +103,7 @@ class MaskSequenceTask:
         hidden = 1.0 - batch["known"][:, None, :, None, None]
         # slices that are given stay clean at every time
         x = torch.lerp(x0, self.diffusion.noised(x0, t, noise), hidden)
-        time = (t * self.diffusion.schedule.timesteps).to(x0.device)
+        time = (t * self.diffusion.schedule.timesteps).to(x0.device, non_blocking=True)
         given: dict[str, Tensor] = {
             "time": time,
             "known": batch["known"],
@@ -288,7 +288,7 @@ class SemanticTask:
             t = self._times(len(x0), generator)
             noise = torch.randn(x0.shape, generator=generator).to(x0.device)
             x = self.diffusion.noised(x0, t, noise)
-            time = (t * self.diffusion.schedule.timesteps).to(x0.device)
+            time = (t * self.diffusion.schedule.timesteps).to(x0.device, non_blocking=True)
             output = network(x, time, None, view, one_hot)
             for key, loss in self.diffusion.loss(output.float(), x0, noise, t, inside).items():
                 sums[key] = sums.get(key, 0.0) + loss / len(VIEWS)

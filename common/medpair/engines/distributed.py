@@ -87,6 +87,11 @@ def start(device: torch.device | str, timeout_minutes: float = 30.0) -> None:
             f"found no {', '.join(missing)} in the environment"
         )
     device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        raise DataError(
+            "device: expected each process to have a GPU of its own, as without --device, found "
+            "'cuda' for all"
+        )
     timeout = timedelta(minutes=timeout_minutes)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -204,7 +204,8 @@ class WGANTrainer(FederatedTrainer):
         self.generator_scaler = torch.amp.GradScaler(kind, enabled=scaled)
         self.critic_scaler = torch.amp.GradScaler(kind, enabled=scaled)
         off = label_channels.off
-        self.fill = torch.tensor([PAD_IMAGE] + [off] * label_channels.num_labels)
+        fill = [PAD_IMAGE] + [off] * label_channels.num_labels
+        self.fill = torch.tensor(fill, device=self.state.device)
         self._register_handlers(train_handlers or [])
 
     def state_objects(self) -> dict[str, Any]:
@@ -266,7 +267,8 @@ class WGANTrainer(FederatedTrainer):
         """Update the critic once."""
         real = self._augment(real, self._random(AUGMENT_REAL, number))
         fake = self._augment(fake, self._random(AUGMENT_FAKE, number))
-        epsilon = torch.rand(len(real), generator=self._random(PENALTY, number)).to(real.device)
+        epsilon = torch.rand(len(real), generator=self._random(PENALTY, number))
+        epsilon = epsilon.to(real.device, non_blocking=True)
         # one spectral normalisation serves the whole step
         with parametrize.cached():
             losses = self.judging(real, fake, epsilon, self._autocast())
@@ -278,8 +280,12 @@ class WGANTrainer(FederatedTrainer):
         """Update the generator once, but for the warm-up, on fakes that carry its graph."""
         fake = self._augment(fake, self._random(AUGMENT_GENERATOR, 0))
         self.critic.requires_grad_(False)
-        with parametrize.cached(), self._autocast():
-            loss = -self.critic(fake).float().mean()
+        with parametrize.cached():
+            for layer in self.critic.modules():  # spectral norms in fp32, as in the critic's step
+                if parametrize.is_parametrized(layer, "weight"):
+                    _ = layer.weight
+            with self._autocast():
+                loss = -self.critic(fake).float().mean()
         losses, scaler = {"generator_loss": loss}, self.generator_scaler
         if self.state.iteration > self.critic_warmup:
             self.generator_optimizer.zero_grad(set_to_none=True)
@@ -306,7 +312,8 @@ class WGANTrainer(FederatedTrainer):
         return pair.contiguous(memory_format=self.layout)
 
     def _latent(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(count, self.latent_size, generator=generator).to(self.state.device)
+        latent = torch.randn(count, self.latent_size, generator=generator)
+        return latent.to(self.state.device, non_blocking=True)
 
     def _placed(self, network: nn.Module) -> nn.Module:
         """Move a network to the device, then give its kernels the layout."""

@@ -158,8 +158,9 @@ class WindowDenoiser:
 
         def denoise(x: Tensor, t: float) -> Prediction:
             nonlocal said
-            time = torch.full((len(windows),), t, device=device)
-            scaled = time * self.diffusion.schedule.timesteps
+            # on the CPU, where levels are looked up: noise is drawn while a GPU computes
+            time = torch.full((len(windows),), t)
+            scaled = (time * self.diffusion.schedule.timesteps).to(device, non_blocking=True)
             self.evaluations += 1
             given, drawn, free, times, place = clean, hidden, hidden, scaled, position
             if of_given is not None:  # both branches in one batch

@@ -210,12 +210,12 @@ class ThreeViewRefiner:
 
             def predicted(part: slice) -> Tensor:
                 key = (view, int(part.start), int(part.stop))
+                if self.parts.fits is not None:  # memory is short
+                    kept.clear()
                 found = kept.get(key) or self._denoiser(
                     classes[part], box[part][:, None], view, network
                 )
-                if self.parts.fits is not None:  # memory is short
-                    kept.clear()
-                elif self.cached:
+                if self.parts.fits is None and self.cached:
                     kept[key] = found
                 start = slices[part][:, None].contiguous(memory_format=torch.channels_last)
                 said = found(start, t)
@@ -248,8 +248,9 @@ class ThreeViewRefiner:
         kept = network.compact_modulations(one_hot, view) if self.cached else None
 
         def denoise(x: Tensor, t: float) -> Prediction:
-            time = torch.full((len(x),), t, device=x.device)
-            scaled = time * self.diffusion.schedule.timesteps
+            # on the CPU, where levels are looked up: noise is drawn while a GPU computes
+            time = torch.full((len(x),), t)
+            scaled = (time * self.diffusion.schedule.timesteps).to(x.device, non_blocking=True)
             label = one_hot if kept is None else None
             if not guided:
                 output = network(x, scaled, kept, view, label)
