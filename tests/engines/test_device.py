@@ -30,8 +30,8 @@ np.finfo(np.float32), np.finfo(np.float64)
 
 
 def test_a_cpu_counts_what_is_no_normal_number_as_zero() -> None:
-    before = torch.full((1,), TINY).item() != 0
-    assert before, "a number kept as it is, not computed"
+    torch.set_flush_denormal(False)  # another test may have asked for it
+    assert (torch.full((8,), TINY) * 1.0).abs().max() > 0
     require_device("cpu")
     assert (torch.full((8,), TINY) * 1.0).abs().max() == 0
     assert (torch.full((8,), 2e-38) * 0.75).abs().max() == pytest.approx(1.5e-38)
