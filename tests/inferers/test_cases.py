@@ -235,8 +235,29 @@ def test_some_of_the_cases(options: dict[str, int], folder: Path, tmp_path: Path
     # batch mates that were not asked for are not written
     for index in range(3):
         writer({"pred": torch.zeros(1, *FRAME), "index": index})
+    writer.complete()
     names = sorted(path.stem for path in (tmp_path / "out" / "provenance").iterdir())
     assert names == [f"case_{index:03d}" for index in wanted]
+
+
+def test_what_fails_beside_the_computation_is_not_passed_over(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = writer_of(cases_of(folder), tmp_path / "out")
+    writer({"pred": torch.zeros(1, *FRAME), "index": 0})
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medpair.inferers.cases.write_volume", full)
+    writer({"pred": torch.zeros(1, *FRAME), "index": 1})
+    with pytest.raises(OSError, match="No space left"):
+        writer.complete()
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    monkeypatch.undo()
+    writer = writer_of(cases_of(folder), tmp_path / "out")
+    assert writer.missing() == [1, 2]
+    write_all(writer)
 
 
 def test_a_start_beyond_the_cases_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -309,6 +330,7 @@ def test_batches_are_the_same_whatever_is_missing(label_maps: Path, tmp_path: Pa
     writer = writer_of(cases, tmp_path / "out")
     for index in (0, 1, 4):
         writer({"pred": torch.zeros(1, *cases.frames[index]), "index": index})
+    writer.complete()
     sampler = FrameBatches(cases, writer, 2)
     assert list(sampler) == [batch for batch in whole if batch in ([0, 2], [3])]
     assert len(sampler) == 2

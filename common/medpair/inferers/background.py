@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
+# Who writes beside a network that takes seconds a volume: compression is a fraction of it
+ONE_WRITER = 1
 # Calls that wait for each thread: enough that none is idle, few enough that memory stays flat
 WAITING = 2
 

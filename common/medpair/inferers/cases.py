@@ -36,6 +36,7 @@ from medpair.data.full_range import full_range
 from medpair.data.labels import LabelMap, short_list, whole_values
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
 from medpair.data.slices import frame_box, framed, next_frame, unframed
+from medpair.inferers.background import ONE_WRITER, Background
 from medpair.inferers.folder import SyntheticFolder, stored, wanted_range
 
 
@@ -203,6 +204,8 @@ class Method(Protocol):
 class CaseWriter:
     """Write generated images beside their label maps, as a dataset folder of pairs.
 
+    The first is written at once, the others while the next are made.
+
     Args:
         output_dir: the folder.
         cases: the input.
@@ -254,6 +257,7 @@ class CaseWriter:
             **({"fill_range": True} if self.fill_range else {}),
             **inferer.origin(),
         }
+        self.background = Background(ONE_WRITER)
         names = [case.name for case in cases.cases]
         if Path(output_dir).resolve() == cases.root.resolve():
             raise DataError(f"{output_dir}: expected another folder than the input's, found it")
@@ -287,12 +291,17 @@ class CaseWriter:
         """Write the pair of ``data``: ``pred`` (1, W, H, D) in -1..1, and its ``index``."""
         index = int(data["index"])
         if index in self.wanted and not self._there(index):
-            with self.folder.writing():
-                self._write(index, torch.as_tensor(data["pred"])[0].float().cpu().numpy())
+            frame = torch.as_tensor(data["pred"])[0].float().cpu().numpy()
+            if self.folder.begun:
+                self.background(self._write, index, frame)
+            else:
+                with self.folder.writing():
+                    self._write(index, frame)
         return data
 
     def complete(self) -> Path:
-        """Write ``dataset.json`` over all pairs in the folder."""
+        """Write ``dataset.json`` over all pairs in the folder, when all are written."""
+        self.background.finish()
         return self.folder.complete()
 
     def _write(self, index: int, frame: np.ndarray) -> None:
