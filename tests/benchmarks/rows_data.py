@@ -20,7 +20,7 @@ from wgan_sides import Ours, Task
 from medpair.data.cohort import LabelledVolume
 from medpair.data.patches import PatchDataset
 from medpair.data.sampling import EpochSampler
-from medpair.data.workers import TrainersWorkers
+from medpair.data.workers import TrainersWorkers, loading_workers
 
 SEED, BATCH = 0, 4
 # A loader may keep a step waiting for this share of its time
@@ -123,7 +123,7 @@ def fed_steps(setting: Setting) -> Sides:
     side = Ours(task)
     size = tuple(n * 3 // 2 for n in task.patch_size)
     dataset = PatchDataset(volumes(size, 4), task.patch_size, normalize="patch")
-    workers = 8 if setting.device == "cuda" else 0
+    workers = loading_workers(setting.device)  # as a training has by default
     # one epoch without end: the start of the workers is not what is measured
     batches = iter(loader(dataset, len(dataset), workers, iterations=10**4, batch_size=BATCH))
 
