@@ -227,15 +227,17 @@ def labelled(*spans: tuple[int, int], size: tuple[int, int, int] = (20, 24, 32))
 def test_the_box_holds_the_labels_of_all_volumes_and_their_margin() -> None:
     frame = (24, 24, 32)  # two voxels of padding before the first along x
     volumes = [labelled((3, 7), (9, 13), (20, 30)), labelled((5, 9), (2, 8), (22, 25))]
-    plain = label_box(volumes, frame, multiple=1)
+    plain = label_box(volumes, frame, multiple=1, margin=0)
     assert plain == Box((5, 2, 20), (6, 11, 10))
     for volume in volumes:
         whole = framed(volume.label, frame, 0)
         assert np.count_nonzero(plain.cut(whole)) == np.count_nonzero(volume.label)
     # 6 + 4 in eights, its labels in the middle; 11 + 4; 10 + 4 would end beyond the frame
     assert label_box(volumes, frame, margin=2) == Box((0, 0, 16), (16, 16, 16))
-    assert label_box(volumes, frame, multiple=1, least=12).size == (12, 12, 12)
+    assert label_box(volumes, frame, shift=1, margin=1) == label_box(volumes, frame, margin=2)
+    assert label_box(volumes, frame, multiple=1, least=12, margin=0).size == (12, 12, 12)
     assert label_box(volumes, frame, margin=40) == Box((0, 0, 0), frame)
+    assert label_box(volumes, frame, multiple=1).size == (14, 19, 18)  # a margin by default
 
 
 def test_without_labels_or_unwanted_the_box_is_the_frame() -> None:
@@ -259,7 +261,7 @@ def test_windows_of_a_box_are_parts_of_those_of_the_frame(axis: int) -> None:
 
 def test_moved_within_their_margin_no_label_leaves_the_box() -> None:
     volume = labelled((5, 14), (6, 13), (10, 21))
-    box = label_box([volume], (20, 24, 32), margin=2, multiple=1)
+    box = label_box([volume], (20, 24, 32), shift=2, multiple=1, margin=0)
     options = {"frame": (20, 24, 32), "axis": 2, "box": box, "shift": 2, "window": box.size[2]}
     data = LabelWindows([volume], **options, overlap=1, length=40)  # type: ignore[arg-type]
     expected = np.count_nonzero(volume.label)

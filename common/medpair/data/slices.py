@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 # RAS: the axis along which the slices of a view follow each other
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 NO_LIMIT = (1 << 15,) * 3
+# Voxels kept around the labels of all training volumes: generated ones may lie somewhat farther
+# out, and would end flat at the box (one of two brains did with none)
+MARGIN = 4
 
 
 def axis_of(view: str) -> int:
@@ -107,9 +110,10 @@ class Box:
 def label_box(
     volumes: Sequence[LabelledVolume],
     frame: Sequence[int],
-    margin: int = 0,
+    shift: int = 0,
     multiple: int = 8,
     least: int = 1,
+    margin: int = MARGIN,
     wanted: bool = True,
 ) -> Box:
     """Return the smallest box of a frame that holds the labels of all volumes.
@@ -120,9 +124,10 @@ def label_box(
     Args:
         volumes: the training pairs.
         frame: (W, H, D) that they are brought to.
-        margin: voxels to be kept around the labels, on each side.
+        shift: voxels that they are moved by in training.
         multiple: of the box's sides, as far as the frame has so many voxels.
         least: voxels that every side has at least.
+        margin: voxels around the labels, on each side, wherever they are moved.
         wanted: whether there is to be such a box; False: the whole frame.
     """
     whole = Box((0, 0, 0), tuple(int(n) for n in frame))
@@ -139,7 +144,7 @@ def label_box(
                 high[axis] = max(high[axis], planes[-1] + 1)
     if not high.all():  # no labels at all
         return whole
-    extent = np.maximum(high - low + 2 * margin, least)
+    extent = np.maximum(high - low + 2 * (shift + margin), least)
     size = np.minimum(-(-extent // multiple) * multiple, frame)
     corner = np.clip((low + high - size) // 2, 0, np.asarray(frame) - size)
     return Box(tuple(corner.tolist()), tuple(size.tolist()))
