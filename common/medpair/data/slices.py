@@ -119,7 +119,7 @@ def label_box(
     """Return the smallest box of a frame that holds the labels of all volumes.
 
     What no training volume has a label for, nothing has to be learned or computed of: it is
-    background in every generated volume, too. The brain's box is two thirds of a whole head's frame.
+    background in every generated volume, too. A brain's box is two thirds of a head's frame.
 
     Args:
         volumes: the training pairs.
