@@ -24,11 +24,12 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
-    """Give back what bundles take over in their process: the end on an error, and signals."""
+    """Give back what bundles take over in their process: errors' end, signals, tiny numbers."""
     hook = sys.excepthook
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     sys.excepthook = hook
+    torch.set_flush_denormal(False)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

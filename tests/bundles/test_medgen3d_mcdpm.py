@@ -77,22 +77,22 @@ def test_training_leaves_its_files(trained: Path) -> None:
 
 def test_only_what_holds_labels_is_learned(dataset: str, tmp_path: Path) -> None:
     """Labels of the spheres leave a margin: see conftest."""
-    settings = {**SMALL_MCDPM, "volume_size": [32, 24, 40]}
+    settings = {**SMALL_MCDPM, "volume_size": [48, 40, 48]}
     train(dataset, tmp_path / "run", **{**settings, "max_epochs": 1})
     sequence = json.loads((tmp_path / "run" / "model.json").read_text())["sequence"]
-    assert sequence["volume_size"] == [32, 24, 40]
+    assert sequence["volume_size"] == [48, 40, 48]
     assert all(n < m for n, m in zip(sequence["frame"], sequence["volume_size"], strict=True))
     train(dataset, tmp_path / "whole", **{**settings, "max_epochs": 1, "crop_to_labels": False})
     whole = json.loads((tmp_path / "whole" / "model.json").read_text())
-    assert whole["sequence"] == {"axis": 2, "frame": [32, 24, 40], "window": 4, "overlap": 2}
+    assert whole["sequence"] == {"axis": 2, "frame": [48, 40, 48], "window": 4, "overlap": 2}
     # what is remembered of the labels does not depend on it
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     assert card["label_reference"] == whole["label_reference"]
-    out = sample(tmp_path / "run", tmp_path / "out", num_samples=1, height=40)
+    out = sample(tmp_path / "run", tmp_path / "out", num_samples=1, height=48)
     label = read_volume(
         out / json.loads((out / "dataset.json").read_text())["training"][0]["label"]
     )
-    assert label.array.shape[2] == 40
+    assert label.array.shape[2] == 48
     assert not label.array[..., : sequence["corner"][2]].any()
     assert not label.array[..., sequence["corner"][2] + sequence["frame"][2] :].any()
 
