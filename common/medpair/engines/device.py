@@ -47,8 +47,9 @@ def require_device(device: torch.device | str | int, sampling_amp: bool | None =
 def flush_denormals() -> None:
     """Tell the processor to count numbers below 1e-38 as zero, in this thread and later ones.
 
-    A convolution over such numbers takes up to eighty times as long, and the gradient of a class
-    that is as good as certain is full of them: training the label diffusion takes half the time.
+    A convolution over such numbers takes a hundred times as long and more, and the gradient of a
+    class that is as good as certain is full of them: training the label diffusion takes half the
+    time without.
     It must be said before the first parallel computation begins PyTorch's other threads.
     """
     for dtype in (np.float32, np.float64):
