@@ -49,8 +49,8 @@ def flush_denormals() -> None:
 
     A convolution over such numbers takes a hundred times as long and more, and the gradient of a
     class that is as good as certain is full of them: training the label diffusion takes half the
-    time without.
-    It must be said before the first parallel computation begins PyTorch's other threads.
+    time without. It must be said before the first parallel computation begins PyTorch's other
+    threads, and stays so in the process.
     """
     for dtype in (np.float32, np.float64):
         np.finfo(dtype)  # NumPy before 2.3 warns if it learns of the least numbers only now
