@@ -172,7 +172,8 @@ def gradients(
     count = len(next(iter(batch.values())))
     share = list(ShareSampler(count, distributed.rank(), distributed.world_size()))
     module(**{key: value[share] for key, value in batch.items()})[loss].backward()
-    found = {key: value.grad.numpy() for key, value in module.module.named_parameters()}
+    learned = [pair for pair in module.module.named_parameters() if pair[1].requires_grad]
+    found = {key: value.grad.numpy() for key, value in learned}
     distributed.stop()
     return found
 

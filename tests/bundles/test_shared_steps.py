@@ -16,6 +16,7 @@ from medpair.engines import distributed
 from medpair.engines.vid2vid import CriticsLoss
 from medpair.engines.wgan import CriticLoss
 from medpair.networks.mcdpm import MaskSequenceDenoiser
+from medpair.networks.segmenters import MULTIPLES, segmenter
 from medpair.networks.vid2vid import MultiScaleCritic
 from medpair.networks.wgan import Critic
 from tests.bundles import processes
@@ -76,6 +77,20 @@ class HalfSquares(nn.Module):
         return torch.stack([(score - float(real)).square().mean() for score in scores]).mean()
 
 
+class SegmenterStep(nn.Module):
+    """A loss of a segmenter's scores."""
+
+    def __init__(self, architecture: str) -> None:
+        super().__init__()
+        size = (64, 32, 32) if architecture == "swin_unetr" else (16, 16, 16)
+        self.network = randomized(
+            segmenter(architecture, 2, size, (4, 8), hidden_size=48, feature_size=12)
+        )
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.network(image).square().mean()}
+
+
 def batch(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
     return {
         name: torch.randn(shape, generator=torch_generator(number))
@@ -83,13 +98,20 @@ def batch(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
     }
 
 
+def gradients_alone(
+    module: nn.Module, given: dict[str, Tensor], loss: str = "loss"
+) -> dict[str, np.ndarray]:
+    """Return the gradients of a loss in this process."""
+    module(**given)[loss].backward()
+    learned = [pair for pair in module.named_parameters() if pair[1].requires_grad]
+    return {name: parameter.grad.numpy() for name, parameter in learned}
+
+
 def assert_mean_of_halves(
     build: partial[nn.Module], given: dict[str, Tensor], loss: str = "loss"
 ) -> None:
     """Two processes' averaged gradients equal the whole batch's in one process."""
-    module = build()
-    module(**given)[loss].backward()
-    wanted = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
+    wanted = gradients_alone(build(), given, loss)
     # a bias that a norm takes away again has a gradient of rounding errors
     largest = max(np.abs(gradient).max() for gradient in wanted.values())
     for found in in_processes(2, processes.gradients, build, given, loss):
@@ -109,6 +131,22 @@ def test_diffusion() -> None:
     channels = LabelCode(3, "bits").channels
     given = batch(noise=(4, channels, 4, 8, 8)) | {"t": torch.tensor([0.1, 0.4, 0.6, 0.9])}
     assert_mean_of_halves(partial(DiffusionStep), given | {"label": label})
+
+
+@pytest.mark.parametrize("architecture", MULTIPLES)
+def test_segmenters(architecture: str) -> None:
+    size = (64, 32, 32) if architecture == "swin_unetr" else (16, 16, 16)
+    image = batch(image=(2, 1, *size))["image"]
+    # half by half: MONAI's transformers round differently with every size of a batch
+    halves = [
+        gradients_alone(SegmenterStep(architecture), {"image": half}) for half in image.split(1)
+    ]
+    job = (partial(SegmenterStep, architecture), {"image": image}, "loss")
+    for found in in_processes(2, processes.gradients, *job):
+        assert found.keys() == halves[0].keys()
+        for name, gradient in found.items():
+            mean = (halves[0][name] + halves[1][name]) / 2
+            np.testing.assert_allclose(gradient, mean, rtol=1e-4, atol=1e-6 * np.abs(mean).max())
 
 
 def test_a_critic_with_nothing_to_judge_on_one_process() -> None:

@@ -6,6 +6,7 @@ have, and answers as a perfect denoiser would: what comes out is then known voxe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -530,6 +531,33 @@ def test_a_window_is_told_what_was_said_of_it_a_step_before(guidance: float) -> 
     assert all(call["previous"] is None for call in network.calls)
 
 
+class TwoMinds(Listener):
+    """Say another thing of each row, and of every call."""
+
+    def forward(self, x: Tensor, *more: Any, **told: Any) -> Tensor:
+        super().forward(x, *more, **told)
+        rows = torch.linspace(-0.1, 0.1, len(x)).reshape(-1, 1, 1, 1, 1)
+        answer = (rows + 0.01 * len(self.calls)).expand_as(x)
+        self.calls[-1]["said"] = answer
+        return answer
+
+
+def test_without_the_given_slices_a_window_is_told_what_was_said_without() -> None:
+    content = card(encoding="grey", diffusion={"objective": "x0", "timesteps": 20})
+    content["network"]["self_conditioning"] = True
+    network = TwoMinds()
+    generate(LabelVolumeInferer(content, steps=3, guidance=2.0), network, 0)
+    for before, call in itertools.pairwise(network.calls):
+        if call["previous"] is None:
+            continue
+        told, without = call["previous"].chunk(2)
+        said, said_without = before["said"].chunk(2)
+        torch.testing.assert_close(without, said_without)
+        given = call["known"][: len(told), None, :, None, None].expand_as(told)
+        guided = 2.0 * said - said_without
+        torch.testing.assert_close(told[~given], guided[~given])
+
+
 def test_height_is_what_was_asked_for(tmp_path: Any) -> None:
     content = card(sizes=((8, 8, 32), (8, 7, 20)))
     save_torch(tmp_path / "model.pt", {})
@@ -700,6 +728,14 @@ def test_written_files_have_a_size_of_the_cohort_and_seams_of_the_file(tmp_path:
             s for s in inferer.records[index]["seams"] if offset < s < offset + size[2]
         }
     assert found <= set(sizes)
+
+
+def test_a_size_is_drawn_as_often_as_the_cohort_has_it(tmp_path: Any) -> None:
+    writer = writer_of(tmp_path / "out", card(sizes=(*[(7, 8, 20)] * 9, (8, 8, 26))))
+    framed = np.zeros(FRAME, np.uint8)
+    framed[3:6, 3:6, 10:18] = 1
+    rare = sum(writer._size(index, framed) == (8, 8, 26) for index in range(400))
+    assert rare / 400 == pytest.approx(0.1, abs=0.05)
 
 
 def test_no_label_is_cut_off(tmp_path: Any) -> None:

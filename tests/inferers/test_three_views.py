@@ -6,6 +6,7 @@ a perfect denoiser would: what comes out is then known voxel by voxel.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,6 +180,45 @@ def test_modulations_may_be_computed_once(views: str, guidance: float, combine: 
     ]
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
     assert (results[0] - data["inputs"]).abs().max() > 0.1
+
+
+def test_alternating_what_is_kept_is_used_again_and_has_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of, data = card(), volumes(1)
+    network = network_of(of)
+    computed: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def listened(one_hot: Tensor, view: str) -> list[Modulation]:
+        nonlocal most
+        rows = SemanticDenoiser.compact_modulations(network, one_hot, view)
+        computed.append(weakref.ref(rows[0][1]))
+        most = max(most, sum(part() is not None for part in computed))
+        return rows
+
+    def refined(steps: int) -> tuple[Tensor, int, int]:
+        nonlocal most
+        computed.clear()
+        most = 0
+        method = refiner(of, refine_steps=steps, slice_batch=2, combine="alternate")
+        return method(network=network, **data), len(computed), most
+
+    monkeypatch.setattr(network, "compact_modulations", listened)
+    parts = {view: side // 2 for view, side in zip(VIEWS, SIZE[::-1], strict=True)}
+    assert parts["axial"] + parts["coronal"] + parts["sagittal"] == 13
+    # three turns, each view's first and last: a part is gone when the next one comes
+    _, count, held = refined(3)
+    assert (count, held) == (13, 1)
+    # the first view comes again, then all do
+    assert refined(4)[1:] == (13, parts[VIEWS[0]] + 1)
+    result, count, held = refined(7)
+    assert (count, held) == (13, 13)
+    # where they do not fit they are computed anew: the same numbers
+    monkeypatch.setattr("medpair.inferers.three_views.KEPT_AT_MOST", 0)
+    again, count, held = refined(7)
+    assert (count, held) == (13 + 13 + parts[VIEWS[0]], 1)
+    assert torch.equal(result, again)
 
 
 @BOTH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -39,6 +40,10 @@ class AveragedWeights:
                 mean.lerp_(new.to(mean.dtype), 1 - decay)
         for own, current in zip(self.network.buffers(), network.buffers(), strict=True):
             own.copy_(current)
+
+    def updates_of_start(self) -> int:
+        """Return how many updates keep less than ``decay`` of the old mean."""
+        return max(1, math.ceil((10 * self.decay - 1) / (1 - self.decay)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the mean and the number of updates."""

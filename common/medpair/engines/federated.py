@@ -150,7 +150,8 @@ def _keep_received_average(engine: FederatedTrainer) -> None:
     source = next(part for part in parts if isinstance(part, type(average.network)))
     pairs = zip(average.network.parameters(), source.parameters(), strict=True)
     if average.updates == 0 and not all(torch.equal(mean, own) for mean, own in pairs):
-        average.updates = 1
+        # as after the first updates, which forget what was there before
+        average.updates = average.updates_of_start()
 
 
 class BeginFrom(StartFrom):

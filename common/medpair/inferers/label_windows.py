@@ -175,22 +175,26 @@ class WindowDenoiser:
                 levels = self.diffusion.levels(time[:1], x)
                 inputs.append(self.code.evidence(x_in, *levels, free))
             if said is not None:
-                both = said.repeat(len(given) // len(x), 1, 1, 1, 1)
-                told["previous"] = torch.lerp(given, both, free)
-            output = network(*inputs, **told)
-            if of_given is not None:
-                output = self._guided(*output.chunk(2))
-            if self.diffusion.objective != "classes":
-                prediction = self.diffusion.predicted(output.float(), x, time)
-            else:
-                own = self.code.evidence(x, *self.diffusion.levels(time, x))
-                prediction = Prediction(self.code.mean(output.float() + self.evidence * own))
+                told["previous"] = torch.lerp(given, said, free)
+            output, *without = network(*inputs, **told).split(len(x))
+            if without:
+                output = self._guided(output, without[0])
+            prediction = self._predicted(output, x, time)
             if self.self_conditioning:
-                said = prediction.x0.clamp(-1.0, 1.0)
+                # a branch is told its own answer: only in that are the given slices denoised too
+                rest = [self._predicted(own, x_in[len(x) :], time).x0 for own in without]
+                said = torch.cat([prediction.x0, *rest]).clamp(-1.0, 1.0)
             return prediction
 
         x0 = sample(self.diffusion, denoise, start, self.grid, self.sampler.solver, noise)
         return self.code.decode(x0)[: len(part)].cpu().numpy()
+
+    def _predicted(self, output: Tensor, x: Tensor, time: Tensor) -> Prediction:
+        """Return what an output says of noisy windows (B, C, m, H, W) at times (B,)."""
+        if self.diffusion.objective != "classes":
+            return self.diffusion.predicted(output.float(), x, time)
+        own = self.code.evidence(x, *self.diffusion.levels(time, x))
+        return Prediction(self.code.mean(output.float() + self.evidence * own))
 
     def _guided(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Extrapolate the prediction; a learned variance is the conditional one's."""

@@ -114,7 +114,8 @@ class LabelVolumeWriter:
         there has no image.
         """
         most = SPECKS * np.count_nonzero(framed)
-        sizes = sorted({self._fitted(size, framed.shape) for size in self.cohort.sizes})
+        # as often as in the cohort: a size of many volumes stands there many times
+        sizes = sorted(self._fitted(size, framed.shape) for size in self.cohort.sizes)
         order = numpy_generator(self.seed, index, SIZE_STREAM).permutation(len(sizes))
         for choice in order:
             size = sizes[int(choice)]

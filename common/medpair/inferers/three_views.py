@@ -26,15 +26,23 @@ from medpair.data.slices import axis_of
 from medpair.diffusion.process import Diffusion, Prediction
 from medpair.diffusion.solvers import Denoiser, Solver, check_solver, sample, times
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
+from medpair.networks.spade import Modulation
 
 # Fixes the meaning of (seed, index): the volume's noise, and each slice's
 VOLUME_STREAM, SLICE_STREAM = 5, 6
 COMBINATIONS = ("mean", "alternate")
+# Bytes of main memory that alternating views keep of the label maps of a volume; where the system
+# runs out of it, it does not say so but stops the process. (A GPU says so; see ``Parts``.)
+KEPT_AT_MOST = 4 * 2**30
 
 
 def refiner_from_card(card: dict[str, Any]) -> SemanticDenoiser:
     """Rebuild the network that a card describes."""
     return network_of(card, "network", SemanticDenoiser)
+
+
+# One-hot label maps, twice as many with guidance, and what they contribute to each layer
+Told = tuple[Tensor, list[Modulation] | None]
 
 
 class ThreeViewRefiner:
@@ -182,7 +190,8 @@ class ThreeViewRefiner:
                     return torch.stack(drawn).to(noisy)
 
                 start = noisy.contiguous(memory_format=torch.channels_last)
-                denoise = self._denoiser(label, kept, view, network)
+                told = self._told(label, view, network)
+                denoise = self._denoiser(told, kept, view, network)
                 return sample(self.diffusion, denoise, start, grid, self.solver, noise)
 
             parts = self.parts(denoised, len(slices), slices, self.slice_batch)
@@ -201,10 +210,12 @@ class ThreeViewRefiner:
         """Return one volume (W, H, D), each step of which is taken in another view."""
         evaluation = count()
         # SPADE's part of a view's slices is computed at its first turn and kept for the others
-        kept: dict[tuple[str, int, int], Denoiser] = {}
+        kept: dict[tuple[str, int, int], Told] = {}
 
         def denoise(x: Tensor, t: float) -> Prediction:
-            view = self.views[next(evaluation) % len(self.views)]
+            turn = next(evaluation)
+            view = self.views[turn % len(self.views)]
+            comes_again = turn + len(self.views) < len(grid) - 1
             axis = axis_of(view)
             slices, classes, box = (a.movedim(axis, 0) for a in (x[0], label, inside))
 
@@ -212,13 +223,12 @@ class ThreeViewRefiner:
                 key = (view, int(part.start), int(part.stop))
                 if self.parts.fits is not None:  # memory is short
                     kept.clear()
-                found = kept.get(key) or self._denoiser(
-                    classes[part], box[part][:, None], view, network
-                )
-                if self.parts.fits is None and self.cached:
-                    kept[key] = found
+                told = kept.pop(key, None) or self._told(classes[part], view, network)
+                fits = x.is_cuda or _size(told, *kept.values()) <= KEPT_AT_MOST
+                if comes_again and self.cached and self.parts.fits is None and fits:
+                    kept[key] = told
                 start = slices[part][:, None].contiguous(memory_format=torch.channels_last)
-                said = found(start, t)
+                said = self._denoiser(told, box[part][:, None], view, network)(start, t)
                 return said.x0 if said.fraction is None else torch.cat([said.x0, said.fraction], 1)
 
             parts = self.parts(predicted, len(slices), slices, self.slice_batch)
@@ -230,22 +240,26 @@ class ThreeViewRefiner:
 
         return sample(self.diffusion, denoise, noisy[None], grid, self.solver, noise)[0]
 
+    def _told(self, label: Tensor, view: str, network: SemanticDenoiser) -> Told:
+        """Return what the network is told of label maps (n, H, W), a view's class indices."""
+        one_hot = network.one_hot(label)
+        if self.guidance != 1.0:
+            one_hot = torch.cat([one_hot, torch.zeros_like(one_hot)])
+        return one_hot, network.compact_modulations(one_hot, view) if self.cached else None
+
     def _denoiser(
-        self, label: Tensor, inside: Tensor, view: str, network: SemanticDenoiser
+        self, told: Told, inside: Tensor, view: str, network: SemanticDenoiser
     ) -> Denoiser:
         """Return what says of noisy slices (n, 1, H, W) of a view what they were.
 
         Args:
-            label: (n, H, W) class indices.
+            told: of their label maps.
             inside: (n, 1, H, W) where they are not padded.
             view: theirs.
             network: asked.
         """
-        one_hot = network.one_hot(label)
+        one_hot, kept = told
         guided = self.guidance != 1.0
-        if guided:
-            one_hot = torch.cat([one_hot, torch.zeros_like(one_hot)])
-        kept = network.compact_modulations(one_hot, view) if self.cached else None
 
         def denoise(x: Tensor, t: float) -> Prediction:
             # on the CPU, where levels are looked up: noise is drawn while a GPU computes
@@ -268,6 +282,13 @@ class ThreeViewRefiner:
             return Prediction(x0, fraction)
 
         return denoise
+
+
+def _size(*told: Told) -> int:
+    """Return how many bytes label maps and what they contribute take."""
+    rows = [one_hot for one_hot, _ in told]
+    rows += [part for _, kept in told for pair in kept or [] for part in pair]
+    return sum(part.nbytes for part in rows)
 
 
 def noise_level(diffusion: Diffusion, refine_steps: int, grid_steps: int) -> float:

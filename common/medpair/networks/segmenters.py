@@ -69,9 +69,14 @@ def segmenter(
             f"patch_size: swin_unetr expects an axis of 64 or more, found {list(patch_size)}"
         )
     if architecture == "unetr":
-        return UNETR(
+        unetr = UNETR(
             1, num_classes, tuple(patch_size), hidden_size=hidden_size, mlp_dim=4 * hidden_size
         )
+        # MONAI's blocks have a norm of cross-attention, which UNETR never uses; processes that
+        # share a training would wait for its gradients
+        for name, parameter in unetr.named_parameters():
+            parameter.requires_grad_("norm_cross_attn" not in name)
+        return unetr
     if architecture == "swin_unetr":
         return SwinUNETR(1, num_classes, feature_size=feature_size, use_v2=True)
     unet: dict[str, Any] = {
