@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_held_out_cases_must_not_be_trained_on(tmp_path: Path) -> None:
         refuse_overlap(Cohorts(real, made, made))
     with pytest.raises(DataError, match="expected synthetic volumes, found one of the real"):
         refuse_overlap(Cohorts(real, open_pairs(link), None))
+    # nor copies of the files, under other names
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    content = read_json(copied / "dataset.json")
+    first = copied / content["training"][0]["image"]
+    named = first.rename(first.with_name("other_0000.nii.gz"))
+    content["training"] = [{**content["training"][0], "image": f"imagesTr/{named.name}"}]
+    write_json(copied / "dataset.json", {**content, "numTraining": 1})
+    with pytest.raises(DataError, match=r"other_0000.*expected held-out cases, found a copy of .*"):
+        refuse_overlap(Cohorts(real, made, open_pairs(copied)))
 
 
 def test_refusals_come_before_any_work(tmp_path: Path) -> None:

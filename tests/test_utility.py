@@ -327,6 +327,11 @@ def test_other_data_in_the_same_folder_is_refused(
         usefulness_part(tmp_path / "out", cohorts_now)
     cohorts_now["synthetic"] = load_dataset(cohorts["synthetic"])
     usefulness_part(tmp_path / "out", cohorts_now)
+    table = tmp_path / "out" / "utility.json"
+    for rows in ([{}], 5, [{"results": None}]):
+        write_json(table, {**read_json(table), "rows": rows})
+        with pytest.raises(DataError, match=r"utility.json: rows: expected a usefulness table"):
+            usefulness_part(tmp_path / "out", cohorts_now)
 
 
 def test_a_corrected_label_map_of_the_same_size_is_other_data(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from medpair.chain import SEGMENTATION, find_bundles, train_step
+from medpair.data.card import check_spacing
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.files import DataError, file_sha256, read_json
 from medpair.engines.device import require_device
@@ -242,6 +243,8 @@ def run_report(
         raise DataError(f"{output_dir}: expected a folder for the report, found a file")
     if critic is not None and holdout is None:
         raise DataError("critic: expected --holdout FOLDER beside it, found none")
+    if spacing is not None:
+        check_spacing(spacing)
     grid = None if spacing is None else (spacing[0], spacing[1], spacing[2])
 
     def opened(root: str | Path, split: str) -> PairFolder:
@@ -325,6 +328,26 @@ def refuse_overlap(cohorts: Cohorts) -> None:
         if _file(case) in seen | made:
             whose = "real cohort's training list" if _file(case) in seen else "synthetic cohort"
             raise DataError(f"{case.image}: expected held-out cases, found one of the {whose}")
+    held = () if cohorts.holdout is None else cohorts.holdout.cases
+    for ours, theirs in equal_files(
+        [path for path in seen if path is not None],
+        [path for case in held if (path := _file(case)) is not None],
+    ):
+        raise DataError(
+            f"{theirs}: expected held-out cases, found a copy of {ours} of the real cohort's "
+            "training list"
+        )
+
+
+def equal_files(ours: Iterable[Path], theirs: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield pairs of files of two lists that hold the same bytes; a copied folder has many."""
+    sizes: dict[int, list[Path]] = {}
+    for path in sorted(ours):
+        sizes.setdefault(path.stat().st_size, []).append(path)
+    for path in sorted(theirs):
+        like = sizes.get(path.stat().st_size, [])
+        digest = file_sha256(path) if like else ""
+        yield from ((one, path) for one in like if file_sha256(one) == digest)
 
 
 def _file(case: Case) -> Path | None:

@@ -174,7 +174,7 @@ class Measured:
             mirrored = self.grid.flipped(axes)
             for part in (asked & (self.flip == number)).nonzero().split(search.BATCH):
                 one, two = part.T
-                self.rigid[one, two], self.distance[one, two] = search.aligned_distances(
+                self.rigid[one, two], self.distance[one, two], _ = search.aligned_distances(
                     mirrored[one], self.grid[two], self.space, self.common
                 )
 

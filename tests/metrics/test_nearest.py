@@ -10,6 +10,7 @@ from medpair.metrics.nearest import (
     Grid,
     coarse_correlations,
     common_image,
+    common_of_others,
     nearest,
     soft_dice,
 )
@@ -92,6 +93,24 @@ def test_a_flipped_copy_is_found_with_its_flip(axes):
     assert (int(found.index[0, 0]), FLIPS[int(found.flip[0, 0])]) == (4, axes)
     assert found.rigid[0, 0] < 1e-4
     assert found.rigid[0, 1] > 0.3
+
+
+def test_members_are_compared_without_what_the_others_share():
+    members, drawn = grid(smooth(6, 3)), grid(smooth(4, 4))
+    members.mask[2, ..., :3] = 0
+    others = common_of_others(members)
+    rest = [Grid(members.values[rows], members.mask[rows]) for rows in ([0, 1, 3, 4, 5],)]
+    torch.testing.assert_close(others[2], common_image(rest[0])[0])
+    found = nearest(members, drawn, "image", common_image(members), others=others)
+    alone = nearest(members[torch.tensor([2])], drawn, "image", common_image(rest[0]))
+    order, wanted = found.index[2].argsort(), alone.index[0].argsort()
+    same = found.flip[2][order] == alone.flip[0][wanted]  # flips are chosen with all volumes' mean
+    assert same.sum() >= 3
+    torch.testing.assert_close(found.apart[2][order][same], alone.rigid[0][wanted][same])
+    assert (found.apart - found.rigid).abs().max() > 0.01
+    plain = nearest(members, drawn, "image", common_image(members))
+    assert torch.equal(plain.apart, plain.rigid)
+    assert torch.equal(plain.distance, found.distance)
 
 
 def test_a_volume_is_not_its_own_neighbour():

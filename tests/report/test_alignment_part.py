@@ -127,6 +127,34 @@ def test_without_holdout_or_with_few_there_is_no_difference():
     json.dumps(part.numbers, allow_nan=False)
 
 
+def test_a_cohort_without_the_difficult_class_is_not_the_better_one():
+    """Class one is found worse in the synthetic cohort, class three is found badly in the other."""
+    held, drawn = cohort(8, 0), cohort(8, 1)
+    without = []
+    for pair in drawn:
+        image, label = pair.image.copy(), pair.label.copy()
+        image[label == 3] = label[label == 3] = 0
+        without.append(Pair(f"drawn {pair.name}", image, label, pair.spacing))
+
+    def predict(pair):
+        found = threshold(pair)
+        hide, count = (1, 1) if pair.name.startswith("drawn") else (3, 3)
+        slices = np.flatnonzero((pair.label == hide).any(axis=(1, 2)))
+        found[slices[: min(count, len(slices) - 1)]] = 0
+        return found
+
+    part = alignment_part(MemoryPairs(without), held, predict, SEGMENTER)
+    values = [agreement(pairs, predict) for pairs in (MemoryPairs(without), held)]
+    one, two = (rows[:, :2].mean(axis=1) for rows in values)
+    entry = part.numbers["difference"]
+    assert entry["value"] == pytest.approx(one.mean() - two.mean())
+    expected = ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
+    assert (entry["low"], entry["high"]) == pytest.approx((expected.low, expected.high))
+    assert entry["high"] < 0 < np.nanmean(values[0]) - np.nanmean(values[1])
+    assert part.numbers["compared"] == {"classes": 2, "left_out": ["three"]}
+    assert "three (0 and 8)" in part.notes[0]
+
+
 def test_absent_classes_are_left_out_and_counted():
     rng = np.random.default_rng(0)
     pairs = [Pair(f"c{i}", *boxes(rng), (1.0, 1.0, 1.0)) for i in range(4)]

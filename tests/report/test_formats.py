@@ -54,6 +54,8 @@ def test_summaries():
     assert summary(entry) == "0.851 [0.840, 0.860]"
     assert summary({"n": 0, "mean": None, "low": None, "high": None}) == NONE
     assert summary(None) == NONE
+    # two cases are their own interval
+    assert summary({"n": 2, "mean": 0.85, "low": 0.8, "high": 0.9}) == "0.850"
     assert mean_and_sd({"mean": 1.6984, "sd": 0.3106}) == "1.70 ± 0.31"
     assert mean_and_sd({"mean": None, "sd": None}) == NONE
     assert share(0.987) == "99 %"

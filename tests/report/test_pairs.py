@@ -112,3 +112,11 @@ def test_refusals_name_the_file(tmp_path):
         DataError, match=r"dataset\.json: training: expected a label for case_001, found none"
     ):
         open_pairs(folder)
+
+
+def test_what_is_not_resampled_keeps_its_spacing(tmp_path):
+    """Within 5 % a volume stays as it is: of another spacing its millilitres would be others."""
+    folder = tiny_dataset(tmp_path / "set", 1, (16, 14, 12), spacing=(0.96, 0.96, 0.96))
+    plain, asked = open_pairs(folder)[0], open_pairs(folder, spacing=(1.0, 1.0, 1.0))[0]
+    assert np.array_equal(plain.image, asked.image)
+    assert asked.spacing == plain.spacing == pytest.approx((0.96, 0.96, 0.96))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medpair.report.pairs import Pair
-from medpair.report.pictures import shown
+from medpair.report.pictures import MOST_SHOWN, _cubic, shown
 
 
 def head(spacing: tuple[float, float, float]) -> Pair:
@@ -51,3 +51,13 @@ def test_a_head_without_labels_is_not_shown_at_all() -> None:
     pair = head((2.0, 2.0, 2.0))
     empty = Pair("head", pair.image, np.zeros_like(pair.label), pair.spacing)
     assert len(np.unique(shown(empty))) == 1
+
+
+def test_thick_slices_are_not_drawn_with_more_voxels_than_can_be_seen() -> None:
+    image = np.zeros((600, 40, 80), np.float32)
+    pair = Pair("thin", image, np.zeros(image.shape, np.uint8), (0.4, 0.4, 6.0))
+    for part in _cubic(image, pair):
+        assert max(part.shape) == pytest.approx(MOST_SHOWN, abs=5)
+        assert part.shape == pytest.approx((160, 11, 316), abs=2)
+    small = Pair("small", image[:60], np.zeros((60, 40, 80), np.uint8), (1.0, 1.0, 2.0))
+    assert _cubic(small.image, small)[0].shape == (60, 40, 159)

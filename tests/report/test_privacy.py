@@ -15,9 +15,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates, shift
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import Volume, write_volume
 from medpair.report.pairs import Pair, PairFolder, open_pairs
-from medpair.report.privacy import privacy_part
+from medpair.report.privacy import _copy_sentence, privacy_part
 from medpair.report.privacy_figures import only_label
 from medpair.report.privacy_section import privacy_section
+from medpair.report.privacy_whole import NEAR, near_limits, whole_copies
 from medpair.report.verdict import verdicts
 
 SIZE = (22, 26, 20)
@@ -291,6 +292,62 @@ def test_label_maps_of_nothing_are_no_copies_of_each_other(people, holdout, tmp_
     # nor do they hide a copy
     copied = written(tmp_path / "copied", [*drawn, people[5], *people[-3:]])
     assert ("case_002", "case_005") in flags(privacy_part(real, copied, holdout).numbers)
+
+
+def test_many_label_maps_of_nothing_make_no_copies_of_the_others(people, holdout, tmp_path):
+    healthy = [without_label(pair) for pair in (*people[:6], *people[24:26])]
+    real = written(tmp_path / "real", [*healthy, *people[6:12]])
+    part = privacy_part(real, written(tmp_path / "drawn", people[-6:]), holdout)
+    assert part.numbers["reasons"] == []
+    assert part.numbers["copies"]["label"]["limit"]["reference"] == 6 + len(holdout)
+    copied = written(tmp_path / "copied", [healthy[2], *people[-5:], people[9]])
+    numbers = privacy_part(real, copied, holdout).numbers
+    assert {("case_000", "case_002"), ("case_006", "case_011")} <= flags(numbers)
+    assert [row["synthetic"] for row in numbers["copies"]["label"]["volumes"]] == [
+        f"case_{number:03d}" for number in range(1, 7)
+    ]
+    # with hardly any, labels are not judged, and that is said
+    few = written(tmp_path / "few", [*map(without_label, people[:9]), *people[24:28]])
+    part = privacy_part(few, written(tmp_path / "more", people[-6:]), holdout)
+    assert list(part.numbers["copies"]) == list(part.numbers["attack"]) == ["image"]
+    assert any("Label maps were not compared" in sentence for sentence in part.numbers["weak"])
+    privacy_section(part.numbers)
+
+
+def test_how_near_is_too_near_is_learned_where_a_volume_lies():
+    among = np.array([[0.5, 0.6, 0.7, 0.8, 0.9, 2.0], [0.01, 0.02, 0.1, 0.2, 0.3, 0.4]])
+    assert near_limits(0.4, among) == pytest.approx([NEAR * 0.4, NEAR * 0.1])
+
+
+def test_relatives_among_strangers_are_no_copies(people, tmp_path):
+    """Half of the images are of one kind: nearer to each other than strangers usually are."""
+
+    def relative(seed: int) -> Pair:
+        texture = gaussian_filter(np.random.default_rng(seed).normal(size=SIZE), 1.5)
+        image = people[0].image + 6 * texture / texture.std()
+        return replace(people[0], image=image.astype(np.float32))
+
+    real = written(tmp_path / "real", [*people[1:10], *map(relative, range(8))])
+    drawn = written(tmp_path / "drawn", [*people[10:13], *map(relative, range(50, 58))])
+    found = whole_copies(real, drawn, None)
+    distances = [row["distance"] for row in whole_copies(real, real, None)["volumes"]]
+    assert max(distances) < 1e-6
+    assert found["flagged"] == 0
+    # and their copies are
+    copies = written(tmp_path / "copies", [relative(k) for k in range(8)])
+    assert whole_copies(real, copies, None)["flagged"] == 8
+
+
+def test_an_alarm_says_by_which_rule(people):
+    row = {"synthetic": "s", "real": "r", "flag": True, "isolation": 0.3, "share_of_usual": 0.125}
+    copies = {"volumes": [row], "limit": {"ratio": 0.08}}
+    assert _copy_sentence("image", copies, 9).endswith(
+        "s is 0.12 times as far from r as real volumes usually are from their nearest (limit 0.25)."
+    )
+    copies["limit"]["ratio"] = 0.35
+    assert _copy_sentence("image", copies, 9).endswith(
+        "s is 0.30 times as far from r as from its next neighbours (limit 0.35)."
+    )
 
 
 def test_training_volumes_that_are_listed_twice_hide_no_copy(people, tmp_path):

@@ -36,6 +36,9 @@ def faithful(**features):
         ({"a": judge(1.1), "b": judge(1.3)}, "warn"),
         # the floor of few volumes is high; precision and recall are not fooled
         ({"a": judge(1.3, prd=0.2)}, "bad"),
+        # nor does one draw of few volumes, if it could be chance, say no
+        ({"a": judge(2.4, prd=0.2, high=3.0)}, "warn"),
+        ({"a": judge(2.4, prd=None, high=3.0)}, "warn"),
         ({"a": judge(1.1), "b": judge(2.3, prd=0.2)}, "bad"),
         # too few volumes for clusters: the distance alone
         ({"a": judge(1.1, prd=None)}, "good"),
@@ -80,6 +83,17 @@ def test_aligned(low, value, high, answer, mark):
     assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in verdict.reason
 
 
+def test_a_class_that_a_cohort_lacks_is_no_good_news():
+    means = {"synthetic": {"mean": 0.85}, "holdout": {"mean": 0.7}}
+    difference = {"value": 0.15, "low": 0.1, "high": 0.2}
+    entry = {"difference": difference, "mean": means, "compared": {"left_out": ["tumour"]}}
+    verdict = verdicts({"alignment": entry})[1]
+    assert (verdict.answer, verdict.mark) == ("not clear", "warn")
+    assert "has too little of it: tumour." in verdict.reason
+    entry["compared"] = {"left_out": []}
+    assert verdicts({"alignment": entry})[1].mark == "good"
+
+
 def test_alignment_without_holdout_is_not_measured():
     assert verdicts({"alignment": {"mean": {}}})[1].mark == "unknown"
 
@@ -99,7 +113,7 @@ def test_alignment_without_holdout_is_not_measured():
 def test_useful(low, high, p, mark, against):
     value = (low + high) / 2
     gain = {"what": "in words", "value": value, "low": low, "high": high, "p_holm": p}
-    gain["against"] = against
+    gain |= {"against": against, "seeds": 2}
     alone = {"dsc": 0.76, "real": 0.8, "ratio": 0.95}
     verdict = verdicts({"usefulness": {"synthetic_alone": alone, "gain": gain}})[2]
     assert verdict.mark == mark
@@ -109,6 +123,11 @@ def test_useful(low, high, p, mark, against):
     only_gain = verdicts({"usefulness": {"gain": gain}})[2]
     assert only_gain.mark == mark
     assert only_gain.answer == "see below"
+    # two networks differ whatever they were trained on
+    once = verdicts({"usefulness": {"gain": {**gain, "seeds": 1}}})[2]
+    assert once.mark == "warn"
+    assert "One training of each" in once.reason
+    assert "One training of each" not in verdict.reason
 
 
 def test_usefulness_of_one_kind_or_none():

@@ -142,6 +142,11 @@ def resampled_size(
     return result
 
 
+def same_spacing(old: Sequence[float], new: Sequence[float]) -> bool:
+    """Tell whether a volume of one spacing counts as one of another, and is not resampled."""
+    return bool(np.allclose(old, new, rtol=SPACING_TOLERANCE))
+
+
 def resample(
     array: np.ndarray, old: Sequence[float], new: Sequence[float], order: int
 ) -> np.ndarray:
@@ -151,7 +156,7 @@ def resample(
     keeps its place. Were every second voxel taken there and the mean of eight here, a segmenter
     would find generated images smoother than real ones, and their labels half a voxel off.
     """
-    if np.allclose(old, new, rtol=SPACING_TOLERANCE):
+    if same_spacing(old, new):
         return array
     resampled_size(array.shape, old, new)
     spacing = Spacing(new, mode="bilinear" if order else "nearest", padding_mode="border")

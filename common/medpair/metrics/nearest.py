@@ -69,18 +69,32 @@ class Neighbours:
         rigid: (N, K), the same pairs after rigid alignment alone.
         index: (N, K) into the other cohort.
         flip: (N, K) into ``FLIPS``: how the volume had to be mirrored.
+        apart: (N, K) as ``rigid``, without what the other volumes of its own cohort share; where
+            that was not asked for, the same.
     """
 
     distance: Tensor
     rigid: Tensor
     index: Tensor
     flip: Tensor
+    apart: Tensor
 
 
 def common_image(images: Grid) -> Tensor:
     """Return (1, C, H, W, D) the mean of a cohort where volumes reach."""
     total = images.mask.sum(0, keepdim=True).clamp(min=1)
     return (images.values * images.mask).sum(0, keepdim=True) / total
+
+
+def common_of_others(images: Grid) -> Tensor:
+    """Return (N, C, H, W, D): for each volume the mean of all others, where these reach.
+
+    A volume is not judged by a mean that it is a part of: it would seem farther from everything
+    than one that is not.
+    """
+    inside = images.values * images.mask
+    left = (images.mask.sum(0, keepdim=True) - images.mask).clamp(min=1)
+    return (inside.sum(0, keepdim=True) - inside) / left
 
 
 def nearest(
@@ -90,6 +104,7 @@ def nearest(
     common: Tensor | None = None,
     neighbours: int = 6,
     same: bool = False,
+    others: Tensor | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Neighbours:
     """Find the nearest targets of each query.
@@ -105,6 +120,8 @@ def nearest(
         common: (1, C, H, W, D) what the cohort's volumes share; None: nothing.
         neighbours: how many to align and return; fewer where there are fewer targets.
         same: queries and targets are one cohort: a volume is not its own neighbour.
+        others: (N, C, H, W, D) what to take away for ``apart``, of queries that are a part of
+            ``common``.
         progress: called with the number of queries done.
 
     Raises:
@@ -120,19 +137,20 @@ def nearest(
     best, flip = scores.max(0)
     index = best.topk(count, dim=1).indices
     flip = flip.gather(1, index)
-    distance, rigid = torch.empty(index.shape), torch.empty(index.shape)
+    distance, rigid, apart = (torch.empty(index.shape) for _ in range(3))
     rows = max(1, BATCH // count)
     for first in range(0, len(queries), rows):
         part = slice(first, first + rows)
         own = torch.arange(len(queries))[part, None].expand_as(index[part]).reshape(-1)
         moving = _mirrored(queries, own, flip[part].reshape(-1))
         fixed = targets[index[part].reshape(-1)]
-        measured = aligned_distances(moving, fixed, space, shared)
-        rigid[part], distance[part] = (values.view(-1, count) for values in measured)
+        own_shared = None if others is None else others[own]
+        measured = aligned_distances(moving, fixed, space, shared, own_shared)
+        rigid[part], distance[part], apart[part] = (values.view(-1, count) for values in measured)
         if progress is not None:
             progress(len(index[part]))
     order = distance.argsort(dim=1)
-    return Neighbours(*(table.gather(1, order) for table in (distance, rigid, index, flip)))
+    return Neighbours(*(table.gather(1, order) for table in (distance, rigid, index, flip, apart)))
 
 
 def coarse_correlations(queries: Grid, targets: Grid, common: Tensor) -> Tensor:
@@ -148,11 +166,12 @@ def coarse_correlations(queries: Grid, targets: Grid, common: Tensor) -> Tensor:
 
 
 def aligned_distances(
-    moving: Grid, fixed: Grid, space: Space, common: Tensor
-) -> tuple[Tensor, Tensor]:
+    moving: Grid, fixed: Grid, space: Space, common: Tensor, others: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return (P,) distances of pairs after rigid alignment, and after elastic for images.
 
-    Labels stay rigid: a deformation makes any two of them alike.
+    The third are the first again, measured without (P, ...) ``others`` if these are given. Labels
+    stay rigid: a deformation makes any two of them alike.
     """
     small, other = moving.halved(), fixed.halved()
     maps = rigid_align(small.values, small.mask, other.values, other.mask)
@@ -161,11 +180,12 @@ def aligned_distances(
     laid = resampled(torch.cat([moving.values, moving.mask], dim=1), maps)
     if space == "label":
         unlike = (1 - soft_dice(laid[:, :-1], fixed.values)).clamp(min=0)
-        return unlike, unlike
+        return unlike, unlike, unlike
     rigid = _residual_distance(laid, fixed, common)
     mask = (half[:, -1:] > 0.5).float()
     bent = elastic_align(half[:, :-1], mask, other.values, other.mask)
-    return rigid, torch.minimum(rigid, _residual_distance(displaced(laid, bent), fixed, common))
+    elastic = torch.minimum(rigid, _residual_distance(displaced(laid, bent), fixed, common))
+    return rigid, elastic, rigid if others is None else _residual_distance(laid, fixed, others)
 
 
 def _residual_distance(laid: Tensor, fixed: Grid, common: Tensor) -> Tensor:

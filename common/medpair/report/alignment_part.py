@@ -8,7 +8,7 @@ it agrees with the synthetic labels stands beside how far it agrees with held-ou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def alignment_part(
     elif min(len(values) for values in means.values()) < LEAST:
         notes.append(f"Fewer than {LEAST} volumes in a cohort: no difference is given.")
     else:
-        numbers["difference"] = _difference(means["synthetic"], means["holdout"])
+        notes += _compare(cohorts["synthetic"], cohorts["holdout"], names, numbers)
     return Part(numbers, {"agreement": plot_agreement(cohorts, names)}, notes)
 
 
@@ -85,16 +85,51 @@ def _case_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.nanmean(kept, axis=1)) if len(kept) else np.zeros(0)
 
 
-def _difference(synthetic: NDArray[np.float64], holdout: NDArray[np.float64]) -> dict[str, float]:
-    """Return the difference of two means of independent cases, with its 95 % interval.
+def _compare(
+    synthetic: NDArray[np.float64],
+    holdout: NDArray[np.float64],
+    names: Sequence[str],
+    numbers: dict[str, Any],
+) -> list[str]:
+    """Add ``difference`` and ``compared`` to the numbers, and return what is to be said of them."""
+    counts = np.stack([np.isfinite(values).sum(axis=0) for values in (synthetic, holdout)])
+    both = np.flatnonzero((counts >= LEAST).all(axis=0))
+    if not len(both):
+        return [f"No class is in {LEAST} volumes or more of both cohorts: no difference is given."]
+    numbers["difference"] = _difference(synthetic[:, both], holdout[:, both])
+    # a class that neither cohort has is no loss
+    left = [k for k in range(len(names)) if k not in both and counts[:, k].any()]
+    numbers["compared"] = {"classes": len(both), "left_out": [names[k] for k in left]}
+    if not left:
+        return []
+    listed = ", ".join(f"{names[k]} ({counts[0, k]} and {counts[1, k]})" for k in left)
+    return [
+        f"The difference is over the classes that {LEAST} volumes or more of both cohorts have. "
+        f"Left out, with the numbers of synthetic and held-out volumes that have them: {listed}."
+    ]
 
-    Welch's: often there are fewer than ten held-out cases, for which a bootstrap is too narrow.
+
+def _difference(synthetic: NDArray[np.float64], holdout: NDArray[np.float64]) -> dict[str, float]:
+    """Return the difference of two cohorts' Dice, the mean over classes, with its 95 % interval.
+
+    Classes count equally whatever share of each cohort has them: were each case's mean over its
+    own classes compared, a cohort without the difficult ones would seem the better. Welch's
+    interval: often there are fewer than ten held-out cases, for which a bootstrap is too narrow.
+
+    Args:
+        synthetic: (N, K) with NaN where a case has not the class; each class in some.
+        holdout: (M, K) likewise.
     """
-    value = float(synthetic.mean() - holdout.mean())
-    errors = [float(rows.var(ddof=1)) / len(rows) for rows in (synthetic, holdout)]
-    reach = 0.0
-    if (total := sum(errors)) > 0:
-        parts = zip(errors, (synthetic, holdout), strict=True)
-        freedom = total**2 / sum(error**2 / (len(rows) - 1) for error, rows in parts)
+    means = [np.nanmean(values, axis=0) for values in (synthetic, holdout)]
+    value = float((means[0] - means[1]).mean())
+    errors, reach = [], 0.0
+    for values, mean in zip((synthetic, holdout), means, strict=True):
+        # what each case moves the cohort's figure by: a case's classes are not independent
+        counts = np.isfinite(values).sum(axis=0)
+        moved = np.nan_to_num((values - mean) / counts).mean(axis=1)
+        cases = int(np.isfinite(values).any(axis=1).sum())
+        errors.append((float((moved**2).sum()) * cases / (cases - 1), cases))
+    if (total := sum(error for error, _ in errors)) > 0:
+        freedom = total**2 / sum(error**2 / (cases - 1) for error, cases in errors)
         reach = float(student_t.ppf(0.975, freedom)) * math.sqrt(total)
     return {"value": value, "low": value - reach, "high": value + reach}

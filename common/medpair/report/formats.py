@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 NONE = "–"
+# Of fewer cases an interval is no more than the cases themselves
+LEAST_FOR_RANGE = 3
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -47,6 +49,8 @@ def summary(entry: Mapping[str, Any] | None, places: int = 3) -> str:
     """Return the mean and interval of ``medpair.metrics.summary.summarize``."""
     if not entry or not entry["n"]:
         return NONE
+    if entry["n"] < LEAST_FOR_RANGE:
+        return with_range(entry["mean"], None, None, places or 3)
     return with_range(entry["mean"], entry["low"], entry["high"], places)
 
 

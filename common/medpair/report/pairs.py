@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from medpair.data.cohort import require_same_grid, resample, robust_range, to_unit
+from medpair.data.cohort import (
+    require_same_grid,
+    resample,
+    robust_range,
+    same_spacing,
+    to_unit,
+)
 from medpair.data.dataset import Case, DatasetFolder, load_dataset
 from medpair.data.files import DataError, read_volume
 from medpair.data.labels import LabelMap, whole_values
@@ -79,6 +85,8 @@ class PairFolder:
         source = str(case.label)
         encoded = self.classes.encode(whole_values(label.array, source), source)
         grid = self.spacing or image.spacing
+        if same_spacing(image.spacing, grid):
+            grid = image.spacing  # the array stays as it is, and so must its voxels' size
         return Pair(
             case.name,
             resample(image.array, image.spacing, grid, order=1),

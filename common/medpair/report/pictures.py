@@ -18,6 +18,9 @@ FACE_MM = 100.0
 # What is left around the labels where the rest is hidden
 MARGIN_MM = 6.0
 WIDTH = 1500
+# Voxels along the longest axis of what is drawn: whole volumes are brought to cubic ones, which of
+# thick slices are many
+MOST_SHOWN = 320
 
 
 def shown(pair: Pair, whole: bool = False) -> np.ndarray:
@@ -69,7 +72,8 @@ def cohort_picture(
 
 def _cubic(image: np.ndarray, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """Return image and label with voxels as long as they are wide: thick slices look squashed."""
-    spacing = [min(pair.spacing)] * 3
+    longest = max(n * step for n, step in zip(image.shape, pair.spacing, strict=True))
+    spacing = [max(min(pair.spacing), longest / MOST_SHOWN)] * 3
     return (
         resample(image, pair.spacing, spacing, order=1),
         resample(pair.label, pair.spacing, spacing, order=0),

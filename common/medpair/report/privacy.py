@@ -8,27 +8,35 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 
 from medpair.metrics.copies import LEAST_REFERENCE, copy_limit, duplicate_groups, isolation
 from medpair.metrics.discrimination import auc, auc_interval, below_share_test
-from medpair.metrics.nearest import FLIPS, Neighbours, Space, common_image, nearest
+from medpair.metrics.nearest import (
+    FLIPS,
+    Grid,
+    Neighbours,
+    Space,
+    common_image,
+    common_of_others,
+    nearest,
+)
 from medpair.report.pairs import Pair, PairFolder
 from medpair.report.part import Part
 from medpair.report.privacy_figures import closest_figure, distance_figure
 from medpair.report.privacy_grid import GridCohort, frame_of, grid_cohort
-from medpair.report.privacy_whole import NEAR, whole_copies
+from medpair.report.privacy_whole import NEAR, near_limits, whole_copies
 
 SPACES: tuple[Space, ...] = ("image", "label")
-LEAST_VOLUMES = 5
+LEAST_VOLUMES, LEAST_HELD_OUT = 5, 2
 # Below these a quiet report says little: see ``weaknesses``
 WEAK_LIMIT, LEAST_UNSEEN = 0.1, 20
 # Chance of the attack's lower end being too high, and the area it must exceed
 ATTACK_LEVEL, ATTACK_MARGIN = 0.99, 0.55
 CLOSEST = 5
-# Below this the mean that images are compared without is too much that of each of them: of 6 the
-# area under the attack's curve is 0.08 too low (nothing leaked, 40 simulated cohorts), of 20 it is
-# not told from 0.5
+# Fewer training volumes say as little of membership as so few unseen ones
 LEAST_MEMBERS = 20
 # Soft foreground voxels of a label map that has none
 EMPTY = 1e-3
@@ -37,29 +45,54 @@ Progress = Callable[[str], object]
 
 
 class _Cohorts:
-    """The cohorts on the common grid, and the neighbours found so far."""
+    """The cohorts on the common grid in one space, and the neighbours found so far.
 
-    def __init__(self, grids: Mapping[str, GridCohort]) -> None:
-        self.grids = grids
-        self.common = common_image(grids["real"].images)
-        self._found: dict[tuple[str, str, Space], Neighbours] = {}
+    Label maps without foreground are left out: they are like no other, and so would neither be
+    found to be copies nor say how near others may be.
 
-    def neighbours(self, one: str, two: str, space: Space) -> Neighbours:
+    Attributes:
+        space: what is compared.
+        names: of the volumes of each cohort that can be compared at all.
+    """
+
+    def __init__(self, grids: Mapping[str, GridCohort], space: Space) -> None:
+        self.space = space
+        self.names: dict[str, list[str]] = {}
+        self.grids: dict[str, Grid] = {}
+        for name, cohort in grids.items():
+            kept = torch.arange(len(cohort.names))
+            if space == "label":
+                kept = kept[~_without_foreground(cohort)]
+            if name == "holdout" and len(kept) < LEAST_HELD_OUT:
+                continue
+            self.names[name] = [cohort.names[index] for index in kept.tolist()]
+            self.grids[name] = (cohort.images if space == "image" else cohort.labels)[kept]
+        images = space == "image"
+        self._common = common_image(self.grids["real"]) if images else None
+        self._others = common_of_others(self.grids["real"]) if images else None
+        self._found: dict[tuple[str, str], Neighbours] = {}
+
+    def neighbours(self, one: str, two: str) -> Neighbours:
         """Return the neighbours of a cohort in another, or in itself."""
-        key = (one, two, space)
-        if key not in self._found:
-            queries, targets = (getattr(self.grids[name], f"{space}s") for name in (one, two))
-            common = self.common if space == "image" else None
-            self._found[key] = nearest(queries, targets, space, common, same=one == two)
-        return self._found[key]
+        if (one, two) not in self._found:
+            others = self._others if one == "real" else None
+            queries, targets = self.grids[one], self.grids[two]
+            self._found[one, two] = nearest(
+                queries, targets, self.space, self._common, same=one == two, others=others
+            )
+        return self._found[one, two]
 
-    def distance(self, one: str, two: str, space: Space) -> np.ndarray:
+    def distance(self, one: str, two: str) -> np.ndarray:
         """Return (N,) rigid distances to the nearest volume."""
-        return self.neighbours(one, two, space).rigid.min(1).values.double().numpy()
+        return self.neighbours(one, two).rigid.min(1).values.double().numpy()
 
-    def isolations(self, one: str, space: Space) -> np.ndarray:
+    def distance_apart(self, one: str, two: str) -> np.ndarray:
+        """Return the same, of training volumes without what the others of them share."""
+        return self.neighbours(one, two).apart.min(1).values.double().numpy()
+
+    def isolations(self, one: str) -> np.ndarray:
         """Return (N,) isolations of the nearest training volume."""
-        return isolation(self.neighbours(one, "real", space).distance.numpy())
+        return isolation(self.neighbours(one, "real").distance.numpy())
 
 
 def privacy_part(
@@ -105,7 +138,7 @@ def privacy_part(
             notes.append(f"That leaves {len(real)} real volumes, too few to say anything.")
             return Part({"alarm": None, "reasons": [], "real": len(real)}, notes=notes)
     folders = {"real": real, "synthetic": synthetic}
-    if holdout is not None and len(holdout) >= 2:
+    if holdout is not None and len(holdout) >= LEAST_HELD_OUT:
         folders["holdout"] = holdout
     else:
         notes.append(
@@ -117,7 +150,7 @@ def privacy_part(
         progress(f"reading {name}")
         grids[name] = grid_cohort(pairs, real.num_labels, frame)
     notes += _empty_labels(grids)
-    cohorts = _Cohorts(grids)
+    spaces = [_Cohorts(grids, space) for space in SPACES if _enough(grids, space)]
     reasons: list[str] = []
     numbers: dict[str, Any] = {
         "grid": {"shape": list(frame.shape), "spacing_mm": frame.spacing},
@@ -126,16 +159,17 @@ def privacy_part(
         "attack": {},
         "duplicates": {},
     }
-    for space in SPACES:
+    for cohorts in spaces:
+        space = cohorts.space
         progress(f"{space}: nearest volumes")
-        numbers["copies"][space] = copies = _copies(cohorts, space)
-        numbers["distances"][space] = _distances(cohorts, space)
-        numbers["duplicates"][space] = _duplicates(cohorts, space)
+        numbers["copies"][space] = copies = _copies(cohorts)
+        numbers["distances"][space] = _distances(cohorts)
+        numbers["duplicates"][space] = _duplicates(cohorts)
         if copies["flagged"]:
             reasons.append(_copy_sentence(space, copies, len(synthetic)))
-        if "holdout" in grids:
+        if "holdout" in cohorts.grids:
             progress(f"{space}: membership attack")
-            numbers["attack"][space] = attack = _attacks(cohorts, space)
+            numbers["attack"][space] = attack = _attacks(cohorts)
             reasons += _attack_sentences(space, attack)
     if embed is not None:
         progress("embedding")
@@ -154,15 +188,15 @@ def privacy_part(
         first = whole["volumes"][0]
         reasons.append(
             f"{whole['flagged']} of {len(synthetic)} synthetic images are training images as a "
-            f"whole: {first['synthetic']} is {first['distance'] / whole['usual']:.2f} times as far "
-            f"from {first['real']} as real images usually are from their nearest."
+            f"whole: {first['synthetic']} is {first['share']:.2f} times as far from "
+            f"{first['real']} as real images usually are from their nearest (limit {NEAR})."
         )
     numbers["weak"] = weaknesses(numbers, real, synthetic, 0 if holdout is None else len(holdout))
-    closest = _closest(cohorts)
+    closest = _closest(spaces[0])
     numbers |= {"closest": closest, "alarm": bool(reasons), "reasons": reasons}
     progress("figures")
     figures = {
-        "privacy_distances": distance_figure([(s, _series(cohorts, s)) for s in SPACES]),
+        "privacy_distances": distance_figure([(c.space, _series(c)) for c in spaces]),
         "privacy_closest": closest_figure(synthetic, real, closest),
     }
     return Part(numbers, figures, notes)
@@ -189,6 +223,11 @@ def weaknesses(
             f"Of {len(real)} real volumes only nearly exact copies can be recognised (limit of "
             f"isolation {limit:.2g}; warped or mixed copies would not be)."
         )
+    if "label" not in numbers["copies"]:
+        weak.append(
+            "Label maps were not compared: too few of them have any foreground, in a training list "
+            f"of {len(real)} and among {len(synthetic)} synthetic ones."
+        )
     if unseen < LEAST_UNSEEN:
         weak.append(
             f"With {unseen} unseen cases a membership attack cannot be judged; {LEAST_UNSEEN} or "
@@ -196,9 +235,8 @@ def weaknesses(
         )
     elif len(real) < LEAST_MEMBERS:
         weak.append(
-            f"With {len(real)} training volumes a membership attack by their images sees less than "
-            f"there is: what all of them share is taken from themselves ({LEAST_MEMBERS} or more "
-            "are needed)."
+            f"With {len(real)} training volumes a membership attack cannot be judged; "
+            f"{LEAST_MEMBERS} or more are needed."
         )
     return weak
 
@@ -211,46 +249,62 @@ def _each_once(pairs: PairFolder, seen: dict[str, int]) -> Iterator[Pair]:
             yield pair
 
 
+def _without_foreground(cohort: GridCohort) -> torch.Tensor:
+    """Return (N,) whose label maps have no foreground in the frame."""
+    return cohort.labels.values.flatten(1).sum(1) < EMPTY
+
+
+def _enough(grids: Mapping[str, GridCohort], space: Space) -> bool:
+    """Tell whether there are label maps to compare; images there are."""
+    with_any = {name: int((~_without_foreground(grid)).sum()) for name, grid in grids.items()}
+    return space == "image" or (with_any["real"] >= LEAST_VOLUMES and with_any["synthetic"] > 0)
+
+
 def _empty_labels(grids: Mapping[str, GridCohort]) -> list[str]:
     """Say how many label maps have no foreground in the frame: they are like no other."""
-    counts = {
-        name: int((grid.labels.values.flatten(1).sum(1) < EMPTY).sum())
-        for name, grid in grids.items()
-    }
+    counts = {name: int(_without_foreground(grid).sum()) for name, grid in grids.items()}
     said = [f"{count} {WHAT[name]}" for name, count in sorted(counts.items()) if count]
     if not said:
         return []
-    return [f"Label maps without foreground are like no other: {', '.join(said)} of that kind."]
+    return [
+        "Label maps without foreground are like no other, and are compared by their images alone: "
+        f"{', '.join(said)} of that kind."
+    ]
 
 
-def _series(cohorts: _Cohorts, space: Space) -> dict[str, np.ndarray]:
+def _series(cohorts: _Cohorts) -> dict[str, np.ndarray]:
     names = [name for name in ("synthetic", "holdout") if name in cohorts.grids]
-    series = {name: cohorts.distance(name, "real", space) for name in names}
+    series: dict[str, np.ndarray] = {name: cohorts.distance(name, "real") for name in names}
     if "holdout" not in series:
-        series["training"] = cohorts.distance("real", "real", space)
+        series["training"] = cohorts.distance("real", "real")
     return series
 
 
-def _copies(cohorts: _Cohorts, space: Space) -> dict[str, Any]:
+def _copies(cohorts: _Cohorts) -> dict[str, Any]:
     names = [name for name in ("real", "holdout") if name in cohorts.grids]
-    reference = np.concatenate([cohorts.isolations(name, space) for name in names])
+    reference = np.concatenate([cohorts.isolations(name) for name in names])
     assert len(reference) >= LEAST_REFERENCE
-    ours = cohorts.isolations("synthetic", space)
+    ours = cohorts.isolations("synthetic")
     limit = copy_limit(reference, tests=len(SPACES) * len(ours))
-    usual = float(np.median(np.concatenate([cohorts.distance(n, "real", space) for n in names])))
-    found = cohorts.neighbours("synthetic", "real", space)
-    rows = [
-        {
-            "synthetic": cohorts.grids["synthetic"].names[index],
-            "real": cohorts.grids["real"].names[int(found.index[index, 0])],
-            "isolation": float(ours[index]),
-            "distance": float(found.rigid[index, 0]),
-            "flipped": ["xyz"[axis] for axis in FLIPS[int(found.flip[index, 0])]],
-            # of few real volumes the limit is below what even an exact copy reaches
-            "flag": bool(ours[index] < limit.ratio or found.rigid[index, 0] < NEAR * usual),
-        }
-        for index in range(len(ours))
-    ]
+    usual = float(np.median(np.concatenate([cohorts.distance(n, "real") for n in names])))
+    near = near_limits(usual, cohorts.neighbours("real", "real").rigid.double().numpy())
+    found = cohorts.neighbours("synthetic", "real")
+    rows: list[dict[str, Any]] = []
+    for index, isolated in enumerate(ours):
+        real, distance = int(found.index[index, 0]), float(found.rigid[index, 0])
+        # of few real volumes the limit is below what even an exact copy reaches
+        share = NEAR * distance / near[real]
+        rows.append(
+            {
+                "synthetic": cohorts.names["synthetic"][index],
+                "real": cohorts.names["real"][real],
+                "isolation": float(isolated),
+                "distance": distance,
+                "share_of_usual": share,
+                "flipped": ["xyz"[axis] for axis in FLIPS[int(found.flip[index, 0])]],
+                "flag": bool(isolated < limit.ratio or share < NEAR),
+            }
+        )
     return {
         "limit": limit.to_json(),
         "flagged": sum(row["flag"] for row in rows),
@@ -258,9 +312,9 @@ def _copies(cohorts: _Cohorts, space: Space) -> dict[str, Any]:
     }
 
 
-def _distances(cohorts: _Cohorts, space: Space) -> dict[str, Any]:
+def _distances(cohorts: _Cohorts) -> dict[str, Any]:
     """Compare nearest distances; information, as blur alone makes volumes near."""
-    series = _series(cohorts, space)
+    series = _series(cohorts)
     result: dict[str, Any] = {
         name: dict(
             zip(("min", "median", "max"), np.percentile(v, [0, 50, 100]).tolist(), strict=True)
@@ -274,14 +328,14 @@ def _distances(cohorts: _Cohorts, space: Space) -> dict[str, Any]:
     return result
 
 
-def _duplicates(cohorts: _Cohorts, space: Space) -> dict[str, Any] | None:
+def _duplicates(cohorts: _Cohorts) -> dict[str, Any] | None:
     """Count synthetic volumes nearer to one another than half the closest real ones."""
-    if len(cohorts.grids["synthetic"].names) < 2:
+    names = cohorts.names["synthetic"]
+    if len(names) < 2:
         return None
-    found = cohorts.neighbours("synthetic", "synthetic", space)
-    limit = 0.5 * float(cohorts.distance("real", "real", space).min())
+    found = cohorts.neighbours("synthetic", "synthetic")
+    limit = 0.5 * float(cohorts.distance("real", "real").min())
     groups = duplicate_groups(found.rigid.numpy(), found.index.numpy(), limit)
-    names = cohorts.grids["synthetic"].names
     return {
         "limit": limit,
         "groups": [[names[index] for index in group] for group in groups],
@@ -289,13 +343,19 @@ def _duplicates(cohorts: _Cohorts, space: Space) -> dict[str, Any] | None:
     }
 
 
-def _attacks(cohorts: _Cohorts, space: Space) -> dict[str, Any]:
-    """Attack by the distance to the nearest synthetic volume, alone and against the usual one."""
-    near = {name: cohorts.distance(name, "synthetic", space) for name in ("real", "holdout")}
-    usual = {name: cohorts.distance(name, "real", space) for name in near}
+def _attacks(cohorts: _Cohorts) -> dict[str, Any]:
+    """Attack by the distance to the nearest synthetic volume, alone and against the usual one.
+
+    Alone it is measured without what the *other* training volumes share: of 20 members the area
+    would otherwise be 0.10 too small where nothing leaked, of 100 still 0.04. In the ratio that
+    cancels.
+    """
+    near = {name: cohorts.distance(name, "synthetic") for name in ("real", "holdout")}
+    usual = {name: cohorts.distance(name, "real") for name in near}
     ratio = {name: near[name] / np.maximum(usual[name], 1e-3) for name in near}
+    apart = cohorts.distance_apart("real", "synthetic")
     return {
-        "distance": _area(-near["real"], -near["holdout"]),
+        "distance": _area(-apart, -near["holdout"]),
         "relative": _area(-ratio["real"], -ratio["holdout"]),
     }
 
@@ -322,8 +382,7 @@ def _embedding(
     scaled = {name: (v - centre) / np.where(scale > 0, scale, 1) for name, v in features.items()}
     near = {}
     for name in set(scaled) - {"real"}:
-        gaps = scaled[name][:, None] - scaled["real"][None]
-        near[name] = np.linalg.norm(gaps, axis=2)
+        near[name] = cdist(scaled[name], scaled["real"])
     result: dict[str, Any] = {
         name: {"min": float(table.min()), "median": float(np.median(table.min(1)))}
         for name, table in sorted(near.items())
@@ -337,14 +396,14 @@ def _embedding(
 
 def _closest(cohorts: _Cohorts) -> list[dict[str, Any]]:
     """Return the most isolated nearest pairs in image space, each synthetic volume once."""
-    ratio = cohorts.isolations("synthetic", "image")
-    found = cohorts.neighbours("synthetic", "real", "image")
+    ratio = cohorts.isolations("synthetic")
+    found = cohorts.neighbours("synthetic", "real")
     return [
         {
             "synthetic_index": int(index),
             "real_index": int(found.index[index, 0]),
-            "synthetic": cohorts.grids["synthetic"].names[index],
-            "real": cohorts.grids["real"].names[int(found.index[index, 0])],
+            "synthetic": cohorts.names["synthetic"][index],
+            "real": cohorts.names["real"][int(found.index[index, 0])],
             "isolation": float(ratio[index]),
             "distance": float(found.rigid[index, 0]),
         }
@@ -354,11 +413,17 @@ def _closest(cohorts: _Cohorts) -> list[dict[str, Any]]:
 
 def _copy_sentence(space: Space, copies: Mapping[str, Any], total: int) -> str:
     rows = sorted((r for r in copies["volumes"] if r["flag"]), key=lambda r: r["isolation"])
-    worst = rows[0]
+    worst, limit = rows[0], copies["limit"]["ratio"]
+    told = "as from its next neighbours"
+    share = worst["isolation"]
+    if share >= limit:  # told by the distance alone
+        worst = min(rows, key=lambda r: r["share_of_usual"])
+        told = "as real volumes usually are from their nearest"
+        share, limit = worst["share_of_usual"], NEAR
     return (
         f"{len(rows)} of {total} synthetic volumes are copies of training volumes by their "
-        f"{space}: {worst['synthetic']} is {worst['isolation']:.2f} times as far from "
-        f"{worst['real']} as from its next neighbours (limit {copies['limit']['ratio']:.2f})."
+        f"{space}: {worst['synthetic']} is {share:.2f} times as far from {worst['real']} {told} "
+        f"(limit {limit:.2f})."
     )
 
 

@@ -107,8 +107,8 @@ def _copies(numbers: Mapping[str, Any]) -> Table:
             "whole image (share of the usual distance)",
             str(whole["flagged"]),
             table.rows[0][2],
-            number(whole["lowest"] / whole["usual"], 2) if whole["usual"] > 0 else NONE,
-            number(whole["limit"] / whole["usual"], 2) if whole["usual"] > 0 else NONE,
+            number(whole["lowest"], 2) if whole["usual"] > 0 else NONE,
+            number(whole["limit"], 2),
             "1",
             NONE,
         )

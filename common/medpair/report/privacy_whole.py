@@ -22,6 +22,8 @@ BLUR = 1.0
 # Of the usual distance between real volumes and their nearest ones: the nearest two of 168
 # hippocampi, perhaps of one patient, are at 0.44 of it, of 26 brains at 0.73
 NEAR = 0.25
+# Neighbours of a training volume that say how near volumes usually are where it lies
+AROUND = 5
 
 
 def whole_images(pairs: PairFolder) -> NDArray[np.float32]:
@@ -58,8 +60,8 @@ def whole_copies(
     """Return which synthetic images are training images, as plain data.
 
     Returns:
-        ``usual``, the median distance of real images to their nearest training image; ``limit``;
-        ``flagged``; and a row for each that is.
+        ``usual``, the median distance of real images to their nearest training image; ``limit``,
+        a share of that; ``lowest``, the lowest share; ``flagged``; and a row for each that is.
     """
     ours, theirs = whole_images(real), whole_images(synthetic)
     common = ours.mean(axis=0)
@@ -70,23 +72,39 @@ def whole_copies(
         reference.append(distances(whole_images(holdout), ours, common).min(axis=1))
     usual = float(np.median(np.concatenate(reference)))
     found = distances(theirs, ours, common)
-    nearest = found.argmin(axis=1)
+    shares = NEAR * found / near_limits(usual, np.sort(among, axis=1)[:, : len(ours) - 1])
+    nearest = shares.argmin(axis=1)
     rows: list[dict[str, Any]] = [
         {
             "synthetic": synthetic.cases[index].name,
             "real": real.cases[int(nearest[index])].name,
             "distance": float(found[index, nearest[index]]),
+            "share": float(shares[index, nearest[index]]),
         }
         for index in range(len(theirs))
     ]
-    copies = [row for row in rows if row["distance"] < NEAR * usual]
+    copies = [row for row in rows if row["share"] < NEAR]
     return {
         "usual": usual,
-        "limit": NEAR * usual,
-        "lowest": min(row["distance"] for row in rows),
+        "limit": NEAR,
+        "lowest": min(row["share"] for row in rows),
         "flagged": len(copies),
         "volumes": copies,
     }
+
+
+def near_limits(usual: float, among: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (M,) how near to each training volume a copy of it is at least.
+
+    Where volumes lie close together, as those of one protocol among many, honest ones do too: the
+    usual distance is that around the training volume, if it is smaller.
+
+    Args:
+        usual: median distance of real volumes to their nearest.
+        among: (M, K) distances of each training volume to its nearest others, nearest first.
+    """
+    around = np.median(among[:, :AROUND], axis=1)
+    return np.asarray(np.maximum(NEAR * np.minimum(usual, around), np.finfo(np.float64).tiny))
 
 
 def _standardised(images: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -34,7 +34,14 @@ def usefulness_part(folder: Path, cohorts: Mapping[str, DatasetFolder] | None = 
     content = read_json(folder / "utility.json")
     if not isinstance(content, dict) or "rows" not in content:
         raise DataError(f"{folder / 'utility.json'}: rows: expected a usefulness table, found none")
-    rows = [_row(row) for row in content["rows"]]
+    try:
+        rows = [_row(row) for row in content["rows"]]
+        remarks = notes(content)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{folder / 'utility.json'}: rows: expected a usefulness table, found one that cannot "
+            f"be read ({type(error).__name__}: {error})"
+        ) from error
     numbers: dict[str, Any] = {"folder": str(folder), "rows": rows}
     first = [row for row in rows if row["cases"] is None and row["test"] == "test"]
     by_protocol = {row["protocol"]: row for row in reversed(first)}
@@ -49,7 +56,12 @@ def usefulness_part(folder: Path, cohorts: Mapping[str, DatasetFolder] | None = 
         row = by_protocol.get(protocol)
         rival = next((name for name in (CONTROL, "E2-1") if row and name in row["against"]), None)
         if row is not None and rival is not None:
-            gain = {"what": row["what"], "protocol": protocol, "against": rival}
+            gain = {
+                "what": row["what"],
+                "protocol": protocol,
+                "against": rival,
+                "seeds": min(row["seeds"], by_protocol.get(rival, row)["seeds"]),
+            }
             numbers["gain"] = gain | row["against"][rival]
             break
     picture = folder / "utility.png"
@@ -59,7 +71,7 @@ def usefulness_part(folder: Path, cohorts: Mapping[str, DatasetFolder] | None = 
         "The usefulness table does not say which files it was made of: not compared with them."
     )
     more = [unknown] if False in told else []
-    return Part(numbers, figures, [*notes(content), *more])
+    return Part(numbers, figures, [*remarks, *more])
 
 
 def require_same_cohort(

@@ -25,6 +25,8 @@ FEW = 20
 POOR_JUDGE = 0.6
 # Largest p (Holm) of a gain, or a loss, that is taken for one
 SIGNIFICANT = 0.05
+# Trainings of each kind without which a gain is not taken for one
+LEAST_SEEDS = 2
 # Labels that fit this much worse than real ones (Dice) are said to be misaligned
 MISALIGNED = -0.02
 
@@ -90,7 +92,10 @@ def _faithful(report: Mapping[str, Any]) -> Verdict:
         short += f", precision {fixed(prd['f1_8'], 2)}, recall {fixed(prd['f8'], 2)}"
     reason += "."
     if _likeness(features[name]) < LOST:
-        return Verdict(question, "no", "bad", reason, short)
+        if differs(found):
+            return Verdict(question, "no", "bad", reason, short)
+        reason += " So few volumes may seem so different by chance."
+        return Verdict(question, "not clear", "warn", reason, short)
     if any(differs(entry["mean"]["frechet"]) for entry in features.values()):
         return Verdict(question, "nearly", "warn", reason, short)
     if found["n_equal"] < FEW:
@@ -130,13 +135,16 @@ def _aligned(report: Mapping[str, Any]) -> Verdict:
         f"{value}."
     )
     short = f"Dice {value} against held-out real pairs"
+    missing = (entry.get("compared") or {}).get("left_out", [])
+    if missing:
+        reason += f" Not compared, since a cohort has too little of it: {', '.join(missing)}."
     poor = held["mean"] < POOR_JUDGE
     if poor:
         reason += " A segmenter that agrees so little with real labels is a poor judge."
         short += f", by a poor judge (Dice {fixed(held['mean'])} with those)"
     if difference["high"] < MISALIGNED:
         return Verdict(question, "worse than real", "bad", reason, short)
-    if poor:
+    if poor or missing:
         return Verdict(question, "not clear", "warn", reason, short)
     if difference["low"] >= MISALIGNED:
         return Verdict(question, "yes", "good", reason, short)
@@ -165,13 +173,19 @@ def _useful(report: Mapping[str, Any]) -> Verdict:
         shorts.append(f"Dice {fixed(alone['dsc'])} against {fixed(alone['real'])}")
     if gain is not None:
         value = with_range(gain["value"], gain["low"], gain["high"], 3)
+        seeds = int(gain["seeds"])
+        once = " One training of each was compared: another seed may say otherwise."
         parts.append(
             f"Used beside the real pairs ({gain['what']}) they change the Dice by {value}, against "
-            f"{AGAINST[gain['against']]}."
+            f"{AGAINST[gain['against']]}.{once if seeds < LEAST_SEEDS else ''}"
         )
-        shorts.append(f"added to real pairs {value}")
-        # an interval of few cases is too narrow: both have to say so
+        shorts.append(
+            f"added to real pairs {value}{', one training' if seeds < LEAST_SEEDS else ''}"
+        )
+        # an interval of few cases is too narrow: both have to say so; and cases tell two networks
+        # apart, not what they were trained on
         told = gain["p_holm"] <= SIGNIFICANT and not gain["low"] <= 0 <= gain["high"]
+        told = told and seeds >= LEAST_SEEDS
         mark = ("good" if gain["low"] > 0 else "bad") if told else "warn"
     return Verdict(question, answer, mark, " ".join(parts), "; ".join(shorts))  # type: ignore[arg-type]
 
