@@ -21,7 +21,8 @@ def test_equal_names_in_two_folders_are_four_cases_and_four_files(tmp_path: Path
         tiny_dataset(tmp_path / name, 2, (12, 10, 8), seed=seed, validation=0)
         for seed, name in enumerate(("a", "b"))
     ]
-    writer, scores = SaveImageLabels(tmp_path / "out"), CaseScores(tmp_path / "out", LABELS)
+    writer = SaveImageLabels(tmp_path / "out", LABELS)
+    scores = CaseScores(tmp_path / "out", LABELS)
     items = load_items([str(folder) for folder in folders])
     for number, item in enumerate(items):
         truth = read_volume(item["truth"], None)
@@ -37,6 +38,8 @@ def test_equal_names_in_two_folders_are_four_cases_and_four_files(tmp_path: Path
     assert [bool(files[f"{name}.nii.gz"].any()) for name in names] == [True, True, False, False]
     summary = scores.complete()["summary"]["volume"]["class_1"]["dsc"]
     assert (summary["n"], summary["mean"]) == (4, pytest.approx(0.5))
+    # what the values in the files mean
+    assert read_json(tmp_path / "out" / "labels.json") == dict(zip(LABELS, range(3), strict=True))
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:

@@ -79,14 +79,16 @@ class SaveImageLabels(SaveImaged):
     The run has the folder to itself.
 
     Args:
-        output_dir: gets ``labels/CASE.nii.gz``.
+        output_dir: gets ``labels/CASE.nii.gz``, and ``labels.json``.
+        labels: names of the classes, in the order of their values in the files.
 
     Raises:
         DataError: if another process predicts into the folder.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
+    def __init__(self, output_dir: str | Path, labels: Sequence[str] = ()) -> None:
         super().__init__(keys="pred", output_dir=output_dir, print_log=False)
+        self.labels = {name: value for value, name in enumerate(labels)}
         self.folder = Path(output_dir) / "labels"
         self._lock: Any = None
 
@@ -97,6 +99,8 @@ class SaveImageLabels(SaveImaged):
         def take() -> None:
             self._lock = hold(self.folder.parent)
             remove_partials(self.folder)
+            if self.labels:  # the dataset's own values may be others
+                write_json(self.folder.parent / "labels.json", self.labels)
 
         main_rank_first(take)
 
