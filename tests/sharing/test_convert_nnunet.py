@@ -15,9 +15,11 @@ from tests.nnunet import verify
 from tests.sharing.folders import assert_same, rich_dataset
 
 from medpair.data.check import check_dataset
+from medpair.data.cohort import read_cohort
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import DataError, read_json, write_json
+from medpair.sharing.convert_bids import export_bids
 from medpair.sharing.convert_nnunet import export_nnunet
 from medpair.sharing.convert_nnunet_read import import_nnunet
 from medpair.sharing.convert_volumes import read_image
@@ -117,6 +119,20 @@ def test_what_cannot_be_said_is_refused(tmp_path: Path) -> None:
         export_nnunet(good, tmp_path / "raw", 1000)
     with pytest.raises(DataError, match="expected an output folder outside"):
         export_nnunet(good, good, 5)
+
+
+def test_a_licence_in_american_goes_along(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 2)
+    change(source, lambda content: content.update(license="CC BY-NC 4.0"))
+    raw = export_nnunet(source, tmp_path / "raw", 1).parent
+    assert read_json(raw / "dataset.json")["licence"] == "CC BY-NC 4.0"
+    change(raw, lambda content: content.update(license=content.pop("licence")))
+    made = import_nnunet(raw, tmp_path / "back")
+    assert read_json(made)["licence"] == "CC BY-NC 4.0"
+    bids = export_bids(source, tmp_path / "bids", "T1w")
+    assert read_json(bids)["License"] == "CC BY-NC 4.0"
+    assert "Licence: CC BY-NC 4.0" in (bids.parent / "README.md").read_text()
+    assert read_cohort(source)[0].licence == "CC BY-NC 4.0"
 
 
 @pytest.fixture

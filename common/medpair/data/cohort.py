@@ -28,6 +28,7 @@ from medpair.data.dataset import Case, load_dataset
 from medpair.data.faults import numbers
 from medpair.data.files import DataError, Volume, read_volume
 from medpair.data.labels import LabelMap, whole_values
+from medpair.data.spellings import licence_of
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def read_cohort(
             sorted((v.image.shape[0], v.image.shape[1], v.image.shape[2]) for v in volumes)
         ),
         intensity=(low, high),
-        licence=str(folder.content.get("licence", folder.content.get("license", ""))),
+        licence=licence_of(folder.content),
         label_group=label_group,
         channel=channel,
     )

@@ -18,13 +18,13 @@ from medpair.data.dataset import DatasetFolder, load_dataset
 from medpair.data.files import DataError, write_json
 from medpair.data.labels import LabelMap, is_whole
 from medpair.sharing.convert import (
-    KEPT,
     NAME,
     Pair,
     bad_names,
     dataset_pairs,
     files_of,
     for_each,
+    kept,
     load_pair,
     refuse,
     require_sound,
@@ -154,7 +154,7 @@ def _write_lists(
         "numTraining": len(training) + len(validation),
         "file_ending": ENDING,
         **({} if merged is None else {"label_group": merged}),
-        **{key: folder.content[key] for key in KEPT if key in folder.content},
+        **kept(folder.content),
         # what each label was before
         "label_values": dict(zip(labels.names, map(list, labels.values), strict=True)),
         "converted_by": f"MedPair {__version__}",

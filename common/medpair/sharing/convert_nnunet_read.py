@@ -11,11 +11,11 @@ from typing import Any
 from medpair.data.files import DataError, read_json
 from medpair.data.labels import LabelMap, is_whole
 from medpair.sharing.convert import (
-    KEPT,
     Pair,
     bad_names,
     files_of,
     folder_files,
+    kept,
     load_pair,
     read_sidecar,
     refuse,
@@ -65,7 +65,9 @@ def import_nnunet(
     options = {"channel": number, "fold": fold, "ignore_as_background": ignore_as_background}
     listed = [where, *([Path(splits)] if splits else root.glob("splits_final.json"))]
     claim(target, "import nnunet", root, listed, folder_files(target, pairs, files_of), options)
-    more = {key: content[key] for key in (*KEPT, "label_group") if key in content}
+    more = kept(content)
+    if "label_group" in content:
+        more["label_group"] = content["label_group"]
     if groups:
         more["label_groups"] = groups
     return write_dataset_folder(
