@@ -135,6 +135,19 @@ def test_a_licence_in_american_goes_along(tmp_path: Path) -> None:
     assert read_cohort(source)[0].licence == "CC BY-NC 4.0"
 
 
+def test_the_modality_of_decathlon_is_the_channel(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 1, validation=0)
+    change(source, lambda content: content.update(modality={"0": "CT"}))
+    change(source, lambda content: content.pop("channel_names"))
+    raw = export_nnunet(source, tmp_path / "raw", 1)
+    assert read_json(raw)["channel_names"] == {"0": "CT"}
+    bids = export_bids(source, tmp_path / "bids").parent
+    assert (bids / "sub-case000" / "anat" / "sub-case000_ct.nii.gz").exists()
+    change(raw.parent, lambda content: content.update(modality=content.pop("channel_names")))
+    made = import_nnunet(raw.parent, tmp_path / "back")
+    assert read_json(made)["channel_names"] == {"0": "CT"}
+
+
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     """Two cases with two channels each, made by hand."""

@@ -18,7 +18,7 @@ from medpair.data.dataset import DatasetFolder, load_dataset
 from medpair.data.faults import one_line
 from medpair.data.files import DataError, write_json, write_text
 from medpair.data.labels import LabelMap
-from medpair.data.spellings import licence_of
+from medpair.data.spellings import channels_of, licence_of
 from medpair.sharing.convert import (
     Pair,
     bad_names,
@@ -123,7 +123,7 @@ def _suffix(folder: DatasetFolder, suffix: str | None) -> str:
             raise ValueError(f"suffix: expected one of {', '.join(known)}, found {suffix!r}")
         return suffix
     where = folder.root / "dataset.json"
-    channels = folder.content.get("channel_names") or {}
+    channels = channels_of(folder.content) or {}
     if len(channels) > 1:
         raise DataError(f"{where}: channel_names: expected one channel, found {len(channels)}")
     name = str(next(iter(channels.values()), ""))

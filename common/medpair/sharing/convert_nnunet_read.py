@@ -10,6 +10,7 @@ from typing import Any
 
 from medpair.data.files import DataError, read_json
 from medpair.data.labels import LabelMap, is_whole
+from medpair.data.spellings import channels_of
 from medpair.sharing.convert import (
     Pair,
     bad_names,
@@ -85,7 +86,7 @@ def _channel(
     content: Mapping[str, Any], wanted: int | str | None, where: Path
 ) -> tuple[int, str, int]:
     """Return number and name of the channel to take, and how many there are."""
-    channels = content.get("channel_names", content.get("modality"))
+    channels = channels_of(content)
     if not isinstance(channels, dict) or not channels or not all(k.isdigit() for k in channels):
         expected = 'channel_names: {"0": name}'
         raise DataError(f"{where}: expected {expected}, found {channels!r}")
