@@ -200,6 +200,28 @@ def test_a_file_that_is_being_written_is_left_to_its_writer(raw: Path, tmp_path:
     assert not list((tmp_path / "out").rglob(".partial-*"))
 
 
+def test_a_run_killed_while_it_wrote_the_record_can_be_repeated(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 1, validation=0)
+    raw, bids = tmp_path / "raw" / "Dataset001_tiny", tmp_path / "bids"
+    left = [raw / ".partial-0123abcd-conversion.json", bids / "code/.partial-0123abcd-x.json"]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_text("{")
+    export_nnunet(source, tmp_path / "raw", 1, "tiny")
+    export_bids(source, bids, "T1w")
+    assert not any(path.exists() for path in left)
+    with (
+        atomic_path(tmp_path / "out" / "conversion.json"),  # another run's, which lives
+        pytest.raises(DataError, match="expected an empty folder or none"),
+    ):
+        import_nnunet(raw, tmp_path / "out")
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    (tmp_path / "mine" / "code").mkdir(parents=True)
+    (tmp_path / "mine" / "code" / "own.py").write_text("x")
+    with pytest.raises(DataError, match="expected an empty folder or none"):
+        export_bids(source, tmp_path / "mine", "T1w")
+
+
 def test_names_that_are_no_text_can_be_told_apart(tmp_path: Path) -> None:
     folder = tmp_path / "source" / os.fsdecode(b"M\xfcller")
     try:

@@ -79,13 +79,22 @@ def claim(
         },
     }
     path = root / record
+    remove_partials(path.parent, "")  # of a run that was killed while it wrote the record
     if path.exists() and any(_written(root, path)):
         _go_on(path, read_json(path), now, cases, finished=(root / last).exists())
         remove_partials(root, "**/")  # of a run that was killed
-    elif not path.exists() and root.exists() and (not root.is_dir() or any(root.iterdir())):
+    elif not path.exists() and root.exists() and _taken(root, path):
         raise DataError(f"{root}: expected an empty folder or none, found other files in it")
     else:  # also what a refused conversion left: its record alone
         write_json(path, now)
+
+
+def _taken(root: Path, record: Path) -> bool:
+    """Return whether there is anything but an empty folder, or the empty one of its record."""
+    if not root.is_dir():
+        return True
+    left = record.parent
+    return any(path != left or not left.is_dir() or any(left.iterdir()) for path in root.iterdir())
 
 
 def _written(root: Path, record: Path) -> Iterator[Path]:
