@@ -166,6 +166,23 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     write_json(folder / "dataset.json", content)
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "fault"),
+    [
+        ("case_000", [], r"\[0\]\.train: expected a list of cases, found 'case_000'$"),
+        (["case_000"], None, r"\[0\]\.val: expected a list of cases, found None$"),
+        ([["case_000"]], [], r"\[0\]\.train: expected a list of cases, found \[\['case_000'\]\]$"),
+        ([0], [1], r"\[0\]\.train: expected a list of cases, found \[0\]$"),
+    ],
+)
+def test_splits_of_the_wrong_kind(
+    raw: Path, tmp_path: Path, train: Any, val: Any, fault: str
+) -> None:
+    write_json(raw / "splits_final.json", [{"train": train, "val": val}])
+    with pytest.raises(DataError, match=r"splits_final\.json: " + fault):
+        import_nnunet(raw, tmp_path / "out", channel=0)
+
+
 def test_one_of_several_channels(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"found 2 \(0 T1, 1 T2\); choose one with --channel$"):
         import_nnunet(raw, tmp_path / "out")

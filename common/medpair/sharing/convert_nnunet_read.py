@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +257,11 @@ def _fold(root: Path, splits: str | Path | None, fold: int) -> tuple[Path, dict[
     chosen = content[fold]
     if not isinstance(chosen, dict) or not {"train", "val"} <= chosen.keys():
         raise DataError(f'{path}: [{fold}]: expected {{"train", "val"}}, found {chosen!r}')
+    for part in ("train", "val"):
+        names = chosen[part]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            found = reprlib.repr(names)
+            raise DataError(f"{path}: [{fold}].{part}: expected a list of cases, found {found}")
     return path, chosen
 
 
