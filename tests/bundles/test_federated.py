@@ -355,10 +355,12 @@ def test_a_site_that_does_not_fit_is_refused(
     assert expected in refusal(caught)
 
 
-def test_ct_needs_one_range_for_all_sites(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["channel_names", "modality"])
+def test_ct_needs_one_range_for_all_sites(tmp_path: Path, key: str) -> None:
     folder = tiny_dataset(tmp_path / "ct")
     content = read_json(folder / "dataset.json")
-    write_json(folder / "dataset.json", {**content, "channel_names": {"0": "CT"}})
+    del content["channel_names"]
+    write_json(folder / "dataset.json", {**content, key: {"0": "CT"}})
     knobs = {"dataset_dir": str(folder), **BUNDLES["medgen3d_vid2vid"]}
     with pytest.raises(RuntimeError) as caught:
         client("medgen3d_vid2vid", output_dir=str(tmp_path / "run"), **knobs)

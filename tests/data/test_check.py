@@ -797,6 +797,14 @@ def test_missing_names_are_warnings(folder: Path) -> None:
     require_valid(folder)
 
 
+def test_the_modality_of_decathlon_is_a_channel(folder: Path) -> None:
+    edit_json(folder, lambda c: c.update(modality=c.pop("channel_names")))
+    assert check_dataset(folder, quick=True) == []
+    edit_json(folder, lambda c: c.update(modality={"0": "FLAIR", "1": "T1w"}))
+    fault = only(check_dataset(folder, quick=True), folder / "dataset.json", "modality")
+    assert "'T1w'" in fault.found
+
+
 def test_announced_number_of_cases_is_a_warning(folder: Path) -> None:
     edit_json(folder, lambda c: c.update(numTraining=7))
     fault = only(check_dataset(folder), folder / "dataset.json", "numTraining", "warning")

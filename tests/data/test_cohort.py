@@ -161,6 +161,15 @@ def test_ct_numbers_above_air_keep_their_own_range(tmp_path: Path) -> None:
     assert read_cohort(folder)[0].intensity == plain.intensity
 
 
+def test_the_modality_of_decathlon_is_a_channel(tmp_path: Path) -> None:
+    folder = tiny_dataset(tmp_path / "set", 1)
+    content = json.loads((folder / "dataset.json").read_text())
+    del content["channel_names"]
+    for modality, channel in (({"0": "CT"}, "CT"), ("CT, probably", "image")):
+        (folder / "dataset.json").write_text(json.dumps({**content, "modality": modality}))
+        assert read_cohort(folder)[0].channel == channel
+
+
 @pytest.mark.parametrize(
     "spacing", [1.0, [1.0], [1, 1], [1, -1, 1], [1, 0, 1], [1, 1, 1, 9], "1,1,1", [1, 1, 1e-5]]
 )

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    RTStructureSetStorage,
+    generate_uid,
+)
 
 PATIENT = ("SECRET^JANE", "SECRET-77")
 NAMES = {"shell": 1, "box": 2}
@@ -132,6 +138,49 @@ def write_rtstruct(path: Path, series: Path, label: np.ndarray, names: Mapping[s
         struct.add_roi(mask=(label == value).transpose(1, 0, 2), name=name)
     struct.save(str(path))
     return path
+
+
+def write_contours(
+    path: Path, image: Path, regions: Mapping[str, list[np.ndarray]]
+) -> pydicom.Dataset:
+    """Write an RTSTRUCT by pydicom alone and return it.
+
+    Args:
+        path: of the file.
+        image: one of the series it refers to.
+        regions: by name, contours (N, 3) in LPS.
+    """
+    header = pydicom.dcmread(image)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
+    ds.Modality, ds.SeriesInstanceUID = "RTSTRUCT", generate_uid()
+    ds.PatientID, ds.StudyInstanceUID = header.PatientID, header.StudyInstanceUID
+    frame, study, series = (pydicom.Dataset() for _ in range(3))
+    series.SeriesInstanceUID = header.SeriesInstanceUID
+    study.RTReferencedSeriesSequence = [series]
+    frame.FrameOfReferenceUID = header.FrameOfReferenceUID
+    frame.RTReferencedStudySequence = [study]
+    ds.ReferencedFrameOfReferenceSequence = [frame]
+    ds.StructureSetROISequence, ds.ROIContourSequence = [], []
+    for number, (name, contours) in enumerate(regions.items(), start=1):
+        roi, drawn = pydicom.Dataset(), pydicom.Dataset()
+        roi.ROINumber, roi.ROIName = number, name
+        roi.ReferencedFrameOfReferenceUID = header.FrameOfReferenceUID
+        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
+        for points in contours:
+            item = pydicom.Dataset()
+            item.ContourGeometricType = "CLOSED_PLANAR"
+            item.NumberOfContourPoints = len(points)
+            item.ContourData = [decimal(value) for value in np.ravel(points)]
+            drawn.ContourSequence.append(item)
+        ds.StructureSetROISequence.append(roi)
+        ds.ROIContourSequence.append(drawn)
+    ds.save_as(path, enforce_file_format=True)
+    return ds
 
 
 def oblique(spacing: tuple[float, float, float] = (0.7, 0.8, 2.5)) -> np.ndarray:

@@ -24,6 +24,7 @@ from tests.sharing.dicom_files import (  # noqa: E402
     PATIENT,
     oblique,
     phantom,
+    write_contours,
     write_rtstruct,
     write_seg,
     write_series,
@@ -332,6 +333,96 @@ def test_a_repaired_object_is_converted_and_the_other_case_is_kept(tmp_path: Pat
     labels = [read_image(path).array for path in sorted(made.rglob("labelsTr/*.nii.gz"))]
     np.testing.assert_array_equal(*labels)
     assert errors_of(check_dataset(made, quick=True)) == []
+
+
+# The voxels of the box that the contours of these tests go around, in slice 4
+CORNERS = np.array([[2.0, 3, 4], [9, 3, 4], [9, 11, 4], [2, 11, 4]])
+
+
+def box_series(folder: Path, count: int = 1) -> list[pydicom.Dataset]:
+    """Write series, each with a box drawn in an RTSTRUCT ``a.dcm`` and so on; return these."""
+    affine = oblique()
+    points = CORNERS @ affine[:3, :3].T + affine[:3, 3]
+    return [
+        write_contours(
+            folder / f"{name}.dcm",
+            write_series(folder / name, phantom()[0], affine)[0],
+            {"box": [points]},
+        )
+        for name in "abcdef"[:count]
+    ]
+
+
+def test_contours_without_points_and_objects_without_regions_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn, without, empty = box_series(tmp_path / "in", 3)
+    contours = drawn.ROIContourSequence[0].ContourSequence
+    contours += [pydicom.Dataset(), pydicom.Dataset()]
+    contours[-1].ContourData = None
+    drawn.save_as(tmp_path / "in" / "a.dcm")
+    del without.StructureSetROISequence, without.ROIContourSequence
+    without.save_as(tmp_path / "in" / "b.dcm")
+    empty.StructureSetROISequence = []
+    empty.save_as(tmp_path / "in" / "c.dcm")
+    label = np.zeros(phantom()[1].shape, np.uint8)
+    label[2:10, 3:12, 4] = 1
+    with caplog.at_level("INFO", "medpair"):
+        _, found = only_case(import_dicom(tmp_path / "in", tmp_path / "out"))
+    assert_volume(found, from_lps(label, oblique()))
+    for name in ("b.dcm", "c.dcm"):
+        assert f"{name}: RTSTRUCT without segments; left out" in caplog.text
+    assert "2 series without labels; left out" in caplog.text
+    (tmp_path / "in" / "a.dcm").unlink()
+    with pytest.raises(DataError, match="expected SEG or RTSTRUCT files with segments, found none"):
+        import_dicom(tmp_path / "in", tmp_path / "none")
+
+
+def test_a_segmentation_without_segments_is_left_out(tmp_path: Path) -> None:
+    stored, label = phantom()
+    for name in ("a", "b"):
+        series = write_series(tmp_path / "in" / name, stored, oblique())
+        write_seg(tmp_path / "in" / f"{name}.dcm", series, label, NAMES)
+    damaged = pydicom.dcmread(tmp_path / "in" / "a.dcm")
+    del damaged.SegmentSequence
+    damaged.save_as(tmp_path / "in" / "a.dcm")
+    only_case(import_dicom(tmp_path / "in", tmp_path / "out"))
+
+
+def test_what_is_wrong_with_label_objects_is_listed_by_file(tmp_path: Path) -> None:
+    unnumbered, unnamed, _ = box_series(tmp_path / "in", 3)
+    seg = write_seg(
+        tmp_path / "in" / "seg.dcm",
+        write_series(tmp_path / "in" / "s", phantom()[0], oblique()),
+        phantom()[1],
+        NAMES,
+    )
+    damaged = pydicom.dcmread(seg)
+    del damaged.SegmentSequence[0].SegmentNumber
+    damaged.save_as(seg)
+    unnumbered.StructureSetROISequence[0].ROINumber = None
+    unnumbered.save_as(tmp_path / "in" / "a.dcm")
+    del unnamed.StructureSetROISequence[0].ROIName
+    unnamed.save_as(tmp_path / "in" / "b.dcm")
+    with pytest.raises(DataError, match=r"^\S*seg\.dcm: expected a whole DICOM object, found \S"):
+        import_dicom(tmp_path / "in", tmp_path / "out")
+    seg.unlink()
+    with pytest.raises(DataError, match=r"^\S*b\.dcm: expected a name for each segment, found one"):
+        import_dicom(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    # the pixels and contours are read case by case: the sound ones are written
+    with pytest.raises(DataError, match=r"^\S*a\.dcm: expected a whole DICOM object, found \S"):
+        import_dicom(tmp_path / "in", tmp_path / "out", labels="box")
+    assert len(list((tmp_path / "out").glob("labelsTr/*.nii.gz"))) == 2
+
+
+def test_half_a_point_is_refused_by_file_and_region(tmp_path: Path) -> None:
+    (drawn,) = box_series(tmp_path / "in")
+    drawn.ROIContourSequence[0].ContourSequence[0].ContourData = [1, 2, 3, 4]
+    drawn.save_as(tmp_path / "in" / "a.dcm")
+    fault = r"a\.dcm: box: ContourData: expected three coordinates .* found 4 numbers$"
+    with pytest.raises(DataError, match=fault):
+        import_dicom(tmp_path / "in", tmp_path / "out")
 
 
 def test_fractions_are_refused(tmp_path: Path) -> None:

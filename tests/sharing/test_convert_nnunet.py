@@ -15,9 +15,11 @@ from tests.nnunet import verify
 from tests.sharing.folders import assert_same, rich_dataset
 
 from medpair.data.check import check_dataset
+from medpair.data.cohort import read_cohort
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import DataError, read_json, write_json
+from medpair.sharing.convert_bids import export_bids
 from medpair.sharing.convert_nnunet import export_nnunet
 from medpair.sharing.convert_nnunet_read import import_nnunet
 from medpair.sharing.convert_volumes import read_image
@@ -119,6 +121,33 @@ def test_what_cannot_be_said_is_refused(tmp_path: Path) -> None:
         export_nnunet(good, good, 5)
 
 
+def test_a_licence_in_american_goes_along(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 2)
+    change(source, lambda content: content.update(license="CC BY-NC 4.0"))
+    raw = export_nnunet(source, tmp_path / "raw", 1).parent
+    assert read_json(raw / "dataset.json")["licence"] == "CC BY-NC 4.0"
+    change(raw, lambda content: content.update(license=content.pop("licence")))
+    made = import_nnunet(raw, tmp_path / "back")
+    assert read_json(made)["licence"] == "CC BY-NC 4.0"
+    bids = export_bids(source, tmp_path / "bids", "T1w")
+    assert read_json(bids)["License"] == "CC BY-NC 4.0"
+    assert "Licence: CC BY-NC 4.0" in (bids.parent / "README.md").read_text()
+    assert read_cohort(source)[0].licence == "CC BY-NC 4.0"
+
+
+def test_the_modality_of_decathlon_is_the_channel(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 1, validation=0)
+    change(source, lambda content: content.update(modality={"0": "CT"}))
+    change(source, lambda content: content.pop("channel_names"))
+    raw = export_nnunet(source, tmp_path / "raw", 1)
+    assert read_json(raw)["channel_names"] == {"0": "CT"}
+    bids = export_bids(source, tmp_path / "bids").parent
+    assert (bids / "sub-case000" / "anat" / "sub-case000_ct.nii.gz").exists()
+    change(raw.parent, lambda content: content.update(modality=content.pop("channel_names")))
+    made = import_nnunet(raw.parent, tmp_path / "back")
+    assert read_json(made)["channel_names"] == {"0": "CT"}
+
+
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     """Two cases with two channels each, made by hand."""
@@ -135,6 +164,23 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     content = read_json(folder / "dataset.json")
     edit(content)
     write_json(folder / "dataset.json", content)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "fault"),
+    [
+        ("case_000", [], r"\[0\]\.train: expected a list of cases, found 'case_000'$"),
+        (["case_000"], None, r"\[0\]\.val: expected a list of cases, found None$"),
+        ([["case_000"]], [], r"\[0\]\.train: expected a list of cases, found \[\['case_000'\]\]$"),
+        ([0], [1], r"\[0\]\.train: expected a list of cases, found \[0\]$"),
+    ],
+)
+def test_splits_of_the_wrong_kind(
+    raw: Path, tmp_path: Path, train: Any, val: Any, fault: str
+) -> None:
+    write_json(raw / "splits_final.json", [{"train": train, "val": val}])
+    with pytest.raises(DataError, match=r"splits_final\.json: " + fault):
+        import_nnunet(raw, tmp_path / "out", channel=0)
 
 
 def test_one_of_several_channels(raw: Path, tmp_path: Path) -> None:

@@ -200,6 +200,55 @@ def test_a_file_that_is_being_written_is_left_to_its_writer(raw: Path, tmp_path:
     assert not list((tmp_path / "out").rglob(".partial-*"))
 
 
+def test_a_run_killed_while_it_wrote_the_record_can_be_repeated(tmp_path: Path) -> None:
+    source = tiny_dataset(tmp_path / "tiny", 1, validation=0)
+    raw, bids = tmp_path / "raw" / "Dataset001_tiny", tmp_path / "bids"
+    left = [raw / ".partial-0123abcd-conversion.json", bids / "code/.partial-0123abcd-x.json"]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_text("{")
+    export_nnunet(source, tmp_path / "raw", 1, "tiny")
+    export_bids(source, bids, "T1w")
+    assert not any(path.exists() for path in left)
+    with (
+        atomic_path(tmp_path / "out" / "conversion.json"),  # another run's, which lives
+        pytest.raises(DataError, match="expected an empty folder or none"),
+    ):
+        import_nnunet(raw, tmp_path / "out")
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    (tmp_path / "mine" / "code").mkdir(parents=True)
+    (tmp_path / "mine" / "code" / "own.py").write_text("x")
+    with pytest.raises(DataError, match="expected an empty folder or none"):
+        export_bids(source, tmp_path / "mine", "T1w")
+
+
+def test_files_outside_the_source_are_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Paths that nnU-Net's list gives, and links; none is outside where all lie in the folder."""
+    source = tiny_dataset(tmp_path / "tiny", 3, validation=0)
+    raw = export_nnunet(source, tmp_path / "raw", 1, "tiny").parent
+    import_nnunet(raw, tmp_path / "inside")
+    assert "outside" not in caplog.text
+    listed = {}
+    for name in ("case_000", "case_001", "case_002"):
+        image, label = f"imagesTr/{name}_0000.nii.gz", f"labelsTr/{name}.nii.gz"
+        listed[name] = {"images": [image], "label": label}
+    away = tmp_path / "away"
+    away.mkdir()
+    (raw / "imagesTr/case_000_0000.nii.gz").rename(away / "first.nii.gz")
+    listed["case_000"]["images"] = [str(away / "first.nii.gz")]
+    (raw / "labelsTr/case_002.nii.gz").rename(away / "third.nii.gz")
+    (raw / "labelsTr/case_002.nii.gz").symlink_to(away / "third.nii.gz")
+    edit_json(raw, lambda content: content.update(dataset=listed))
+    made = import_nnunet(raw, tmp_path / "out").parent
+    assert_same(source, made, roi=False)
+    found = "2 files that are read lie outside this folder, the first"
+    (line,) = [record.getMessage() for record in caplog.records if "outside" in record.getMessage()]
+    assert line == f"{raw}: {found} {away / 'first.nii.gz'}"
+    assert {record.levelname for record in caplog.records if "outside" in record.msg} == {"WARNING"}
+
+
 def test_names_that_are_no_text_can_be_told_apart(tmp_path: Path) -> None:
     folder = tmp_path / "source" / os.fsdecode(b"M\xfcller")
     try:

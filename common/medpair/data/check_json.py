@@ -14,6 +14,7 @@ from medpair.data.dataset import SPLITS, case_name, leaves
 from medpair.data.faults import Fault, Level
 from medpair.data.labels import LabelMap, is_whole, short_list
 from medpair.data.nifti_stream import VOLUME_ENDINGS
+from medpair.data.spellings import channels_of
 
 ROLES = ("image", "label", "roi")
 # A list of a million cases fits; what is larger is not a dataset.json.
@@ -138,11 +139,12 @@ def _check_names(listing: Listing, content: dict[str, Any]) -> None:
         listing.add("name", "the dataset's name", "none", "warning")
     elif not isinstance(name, str) or not name.strip():
         listing.add("name", "the dataset's name", _shown(name))
-    channels = content.get("channel_names")
+    channels = channels_of(content)
+    key = "channel_names" if channels is content.get("channel_names") else "modality"
     if channels is None:
-        listing.add("channel_names", '{"0": name of the image channel}', "none", "warning")
+        listing.add(key, '{"0": name of the image channel}', "none", "warning")
     elif not isinstance(channels, dict) or len(channels) > 1:
-        listing.add("channel_names", "one channel: an image is one 3D volume", _shown(channels))
+        listing.add(key, "one channel: an image is one 3D volume", _shown(channels))
     ending = content.get("file_ending")
     if ending is None:
         listing.add("file_ending", f"one of {list(VOLUME_ENDINGS)}", "none", "warning")

@@ -28,6 +28,7 @@ from medpair.data.dataset import Case, load_dataset
 from medpair.data.faults import numbers
 from medpair.data.files import DataError, Volume, read_volume
 from medpair.data.labels import LabelMap, whole_values
+from medpair.data.spellings import channels_of, licence_of
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def read_cohort(
     raw = [read_pair(case, labels) for case in cases]
     median = np.median([image.spacing for image, _ in raw], axis=0)
     grid = [float(value) for value in (median if spacing is None else spacing)]
-    channels = folder.content.get("channel_names")
+    channels = channels_of(folder.content)
     channel = str(next(iter(channels.values()), "image")) if isinstance(channels, dict) else "image"
     arrays = [resample(image.array, image.spacing, grid, order=1) for image, _ in raw]
     classes = [resample(label, image.spacing, grid, order=0) for image, label in raw]
@@ -216,7 +217,7 @@ def read_cohort(
             sorted((v.image.shape[0], v.image.shape[1], v.image.shape[2]) for v in volumes)
         ),
         intensity=(low, high),
-        licence=str(folder.content.get("licence", folder.content.get("license", ""))),
+        licence=licence_of(folder.content),
         label_group=label_group,
         channel=channel,
     )

@@ -25,6 +25,7 @@ from medpair.data.cohort import CT
 from medpair.data.dataset import as_folders, load_dataset
 from medpair.data.files import DataError, save_torch
 from medpair.data.locks import hold
+from medpair.data.spellings import channels_of
 from medpair.engines.checkpoint import StartFrom, TrainingCheckpoint
 from medpair.engines.numerics import require_finite
 from medpair.engines.restore import CHECKPOINT, newest_good
@@ -220,7 +221,7 @@ def require_agreement(
                 f"{folder / 'dataset.json'}: labels: expected the federation's classes "
                 f"{labels[1:]}, found {names[1:]}"
             )
-        channel = str(next(iter(dataset.content.get("channel_names", {}).values()), ""))
+        channel = str(next(iter((channels_of(dataset.content) or {}).values()), ""))
         if channel.upper() == CT and "intensity" in agreed and agreed["intensity"] is None:
             raise DataError(
                 "intensity: expected the range (low, high) of CT numbers that all sites share, "

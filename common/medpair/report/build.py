@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from medpair import __version__
 from medpair.data.files import DataError, atomic_path, read_json, write_json, write_text
+from medpair.data.spellings import licence_of
 from medpair.report.datasheet import datasheet
 from medpair.report.methods import methods
 from medpair.report.page import render_page
@@ -195,7 +196,7 @@ def describe(pairs: PairFolder) -> dict[str, Any]:
         "volumes": len(pairs),
         "volumes_in_split": pairs.total,
         "labels": list(pairs.names),
-        "licence": str(content.get("licence", content.get("license", ""))),
+        "licence": licence_of(content),
         "description": str(content.get("description", "")),
         "origin": content.get("origin"),
     }

@@ -20,6 +20,7 @@ from medpair.data.dataset import SPLITS, DatasetFolder, entry, write_dataset_jso
 from medpair.data.faults import errors_of, one_line
 from medpair.data.files import DataError, Volume, read_json, write_json
 from medpair.data.labels import LabelMap
+from medpair.data.spellings import licence_of
 from medpair.sharing.convert_record import CaseFiles
 from medpair.sharing.convert_volumes import (
     on_grid,
@@ -31,8 +32,8 @@ from medpair.sharing.convert_volumes import (
 
 logger = logging.getLogger(__name__)
 
-# Entries of a dataset.json that go through unchanged
-KEPT = ("description", "licence", "reference", "release", "origin")
+# Entries of a dataset.json that go through unchanged, besides the licence
+KEPT = ("description", "reference", "release", "origin")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 T = TypeVar("T")
 
@@ -131,6 +132,13 @@ def load_pair(pair: Pair, labels: LabelMap, values: Sequence[int]) -> dict[str, 
     if pair.roi is not None:
         volumes["roi"] = on_grid(read_mask(pair.roi), image, (pair.roi, pair.image))
     return volumes
+
+
+def kept(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a ``dataset.json`` that go through a conversion."""
+    licence = licence_of(content)
+    entries = {key: content[key] for key in KEPT if key in content}
+    return {**entries, "licence": licence} if licence else entries
 
 
 def dataset_pairs(folder: DatasetFolder) -> list[Pair]:

@@ -18,6 +18,7 @@ from medpair.data.dataset import DatasetFolder, load_dataset
 from medpair.data.faults import one_line
 from medpair.data.files import DataError, write_json, write_text
 from medpair.data.labels import LabelMap
+from medpair.data.spellings import channels_of, licence_of
 from medpair.sharing.convert import (
     Pair,
     bad_names,
@@ -122,7 +123,7 @@ def _suffix(folder: DatasetFolder, suffix: str | None) -> str:
             raise ValueError(f"suffix: expected one of {', '.join(known)}, found {suffix!r}")
         return suffix
     where = folder.root / "dataset.json"
-    channels = folder.content.get("channel_names") or {}
+    channels = channels_of(folder.content) or {}
     if len(channels) > 1:
         raise DataError(f"{where}: channel_names: expected one channel, found {len(channels)}")
     name = str(next(iter(channels.values()), ""))
@@ -233,6 +234,7 @@ def _write_description(
             root / "CITATION.cff", f"{head}type: dataset\ntitle: {title}\nauthors:\n{people}\n"
         )
     description = one_line(str(content.get("description", "no description was given")))
+    licence = licence_of(content)
     synthetic = "origin" in content
     lines = [
         f"# {one_line(folder.name)}",
@@ -244,7 +246,7 @@ def _write_description(
         "Each subject has an image, a label map `_dseg.nii.gz` on the same grid, and a "
         "`_dseg.tsv` with the names of its values. `participants.tsv` says which list (training, "
         "validation, test) a subject is in.",
-        f"Licence: {one_line(str(content.get('licence', 'none was given')))}",
+        f"Licence: {one_line(licence or 'none was given')}",
     ]
     write_text(root / "README.md", "\n\n".join(lines) + "\n")
     tool = {"Name": "MedPair", "Version": __version__, "Description": "medpair export bids"}
@@ -254,7 +256,7 @@ def _write_description(
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [tool],
-        **({"License": str(content["licence"])} if "licence" in content else {}),
+        **({"License": licence} if licence else {}),
     }
     write_json(path, about)
     return path

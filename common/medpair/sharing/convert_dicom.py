@@ -6,9 +6,11 @@ import csv
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from medpair.sharing.convert_dicom_labels import (
     masks,
     referenced_series,
 )
-from medpair.sharing.convert_dicom_series import read_dicom, series_volume
+from medpair.sharing.convert_dicom_series import read_dicom, series_volume, unreadable
 from medpair.sharing.convert_record import claim
 from medpair.sharing.convert_volumes import from_lps, label_dtype
 
@@ -98,8 +100,8 @@ def import_dicom(
     root, target = Path(source), Path(output_dir)
     if mapping is not None and target.resolve() in Path(mapping).resolve().parents:
         raise DataError(f"{mapping}: expected a file outside {target}, which is to be shared")
-    images, objects = _survey(root, segmentation)
-    sources = _together(images, objects, root)
+    images, objects, faults = _survey(root, segmentation)
+    sources = _together(images, objects, root, faults)
     names = _names(sources, _words(labels), root)
     first = _words(priority) or []
     unknown = [word for word in first if word not in names]
@@ -127,14 +129,16 @@ def _words(value: Sequence[str] | str | None) -> list[str] | None:
     return [str(part).strip() for part in parts]
 
 
-def _survey(root: Path, segmentation: str | None) -> tuple[dict[str, Found], list[Found]]:
-    """Return the image series by UID, and the label objects."""
+def _survey(
+    root: Path, segmentation: str | None
+) -> tuple[dict[str, Found], list[Found], list[str]]:
+    """Return the image series by UID, the label objects, and the faults of files."""
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of DICOM files, found no folder there")
     images: dict[str, Found] = {}
-    objects: list[Found] = []
     series_of: dict[str, str] = {}
-    labelled = []
+    labelled: list[tuple[Path, Any]] = []
+    faults: list[str] = []
     others = 0
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
         try:
@@ -142,34 +146,75 @@ def _survey(root: Path, segmentation: str | None) -> tuple[dict[str, Found], lis
         except DataError:
             others += 1
             continue
-        uid, modality = str(header.get("SeriesInstanceUID", "")), str(header.get("Modality", ""))
-        patient = (str(header.get("PatientID", "")), str(header.get("StudyInstanceUID", "")), uid)
-        frame = str(header.get("FrameOfReferenceUID", "none"))
-        if modality in IMAGES and "Rows" in header:
-            found = images.setdefault(uid, Found([], modality, frame, patient))
-            found.files.append(path)
-            found.frames.add(frame)
-            series_of[str(header.SOPInstanceUID)] = uid
-        elif modality in LABELS:
-            labelled.append((path, header, patient, frame, modality))
+        with _collected(path, faults):
+            modality = str(header.get("Modality", ""))
+            if modality in IMAGES and "Rows" in header:
+                found = _found(path, header)
+                series = images.setdefault(found.identity[2], found)
+                series.frames.add(found.frame)
+                series_of[found.uid] = found.identity[2]
+                if series is not found:
+                    series.files.append(path)
+            elif modality in LABELS:
+                labelled.append((path, header))
     if others:
         logger.info("%s: %d files that are no DICOM; left out", root, others)
-    for path, header, patient, frame, modality in labelled:
-        words = (header.get("SeriesDescription", ""), header.get("StructureSetLabel", ""))
-        if segmentation is not None and not any(segmentation in str(word) for word in words):
-            continue
-        series = referenced_series(header, series_of)
-        uid = str(header.SOPInstanceUID)
-        frames, names = frames_of_reference(header), label_names(header)
-        objects.append(Found([path], modality, frame, patient, series, uid, frames, names))
-    if not objects:
-        raise DataError(f"{root}: expected SEG or RTSTRUCT files, found none")
-    return images, objects
+    objects = []
+    for path, header in labelled:
+        with _collected(path, faults):
+            label = _label_object(path, header, series_of, segmentation)
+            objects += [] if label is None else [label]
+    if not objects and not faults:
+        raise DataError(f"{root}: expected SEG or RTSTRUCT files with segments, found none")
+    return images, objects, faults
 
 
-def _together(images: dict[str, Found], objects: Sequence[Found], root: Path) -> list[Source]:
-    """Put label objects and their series together; lists all that do not fit."""
-    faults: list[str] = []
+@contextmanager
+def _collected(path: Path, faults: list[str]) -> Iterator[None]:
+    """Add what is raised to the faults.
+
+    pydicom looks at a value when it is asked for: any may turn out to be damaged, or not there.
+    """
+    try:
+        yield
+    except DataError as error:
+        faults.append(str(error))
+    except Exception as error:
+        faults.append(str(unreadable(path, "a whole DICOM object", error)))
+
+
+def _found(path: Path, header: Any) -> Found:
+    """Return what an object's header says."""
+    patient, study, series = (
+        str(header.get(key, "")) for key in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+    )
+    frame = str(header.get("FrameOfReferenceUID", "none"))
+    uid = str(header.get("SOPInstanceUID", ""))
+    return Found([path], str(header.Modality), frame, (patient, study, series), uid=uid)
+
+
+def _label_object(
+    path: Path, header: Any, series_of: Mapping[str, str], segmentation: str | None
+) -> Found | None:
+    """Return what a SEG or RTSTRUCT says; None if it is not wanted, or has nothing in it."""
+    words = (header.get("SeriesDescription", ""), header.get("StructureSetLabel", ""))
+    if segmentation is not None and not any(segmentation in str(word) for word in words):
+        return None
+    names = label_names(header)
+    if not names:
+        logger.info("%s: %s without segments; left out", path, header.Modality)
+        return None
+    found = _found(path, header)
+    found.series = referenced_series(header, series_of)
+    found.frames, found.names = frames_of_reference(header), names
+    return found
+
+
+def _together(
+    images: dict[str, Found], objects: Sequence[Found], root: Path, faults: Sequence[str] = ()
+) -> list[Source]:
+    """Put label objects and their series together; lists all that do not fit, after ``faults``."""
+    faults = list(faults)
     sources: dict[str, Source] = {}
     for label in objects:
         path = label.files[0]
@@ -210,7 +255,13 @@ def _names(sources: Sequence[Source], wanted: Sequence[str] | None, root: Path) 
     faults += [
         f"{root}: labels: expected printable names of segments, found {name!r}"
         for name in names
-        if not name or one_line(name) != name or name.lower() == "background"
+        if one_line(name) != name or name.lower() == "background"
+    ]
+    faults += [
+        f"{source.label.files[0]}: expected a name for each segment, found one without (--labels "
+        "takes those that have one)"
+        for source in sources
+        if "" in names and "" in source.label.names
     ]
     refuse(faults, root)
     for number, source in enumerate(sources, start=1):
@@ -226,6 +277,20 @@ def _read(pair: Pair) -> dict[str, list[Path]]:
 
 
 def _load(pair: Pair, values: dict[str, int], priority: Sequence[str]) -> dict[str, Volume]:
+    """Read image and labels of a case.
+
+    Raises:
+        DataError: whatever is wrong with its files: the other cases are still converted.
+    """
+    try:
+        return _volumes(pair, values, priority)
+    except DataError:
+        raise
+    except Exception as error:
+        raise unreadable(pair.source.label.files[0], "a whole DICOM object", error) from error
+
+
+def _volumes(pair: Pair, values: dict[str, int], priority: Sequence[str]) -> dict[str, Volume]:
     """Read image and labels of a case."""
     image, label = pair.source.image, pair.source.label
     array, affine = series_volume(image.files, str(image.files[0].parent))

@@ -10,6 +10,7 @@ from skimage.measure import grid_points_in_poly
 
 from medpair.data.faults import numbers
 from medpair.data.files import DataError
+from medpair.sharing.convert_dicom_series import unreadable
 
 # How far a segment's voxel, or a contour's plane, may lie from a voxel's centre, in voxels
 OFF_GRID = 0.1
@@ -26,16 +27,16 @@ def referenced_series(dataset: Any, series_of: Mapping[str, str]) -> str | None:
     """
     if dataset.Modality == "SEG":
         for item in dataset.get("ReferencedSeriesSequence") or ():
-            return str(item.SeriesInstanceUID)
+            return str(item.get("SeriesInstanceUID", ""))
         return None
     for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ():
         for study in frame.get("RTReferencedStudySequence") or ():
             for item in study.get("RTReferencedSeriesSequence") or ():
-                return str(item.SeriesInstanceUID)
+                return str(item.get("SeriesInstanceUID", ""))
     for roi in dataset.get("ROIContourSequence") or ():
         for contour in roi.get("ContourSequence") or ():
             for image in contour.get("ContourImageSequence") or ():
-                return series_of.get(str(image.ReferencedSOPInstanceUID))
+                return series_of.get(str(image.get("ReferencedSOPInstanceUID", "")))
     return None
 
 
@@ -50,13 +51,19 @@ def frames_of_reference(dataset: Any) -> set[str]:
 
 
 def label_names(dataset: Any) -> list[str]:
-    """Return the names of an object's segments or regions, each once."""
+    """Return the names of an object's segments or regions, each once; "" for one without."""
     if dataset.Modality == "SEG":
+        segments = dataset.get("SegmentSequence") or ()
         # number 0 is the background of a label map
-        names = [str(s.SegmentLabel) for s in dataset.SegmentSequence if int(s.SegmentNumber)]
+        names = [_name(item, "SegmentLabel") for item in segments if int(item.SegmentNumber)]
     else:
-        names = [str(item.ROIName) for item in dataset.StructureSetROISequence]
-    return list(dict.fromkeys(name.strip() for name in names))
+        names = [_name(item, "ROIName") for item in dataset.get("StructureSetROISequence") or ()]
+    return list(dict.fromkeys(names))
+
+
+def _name(item: Any, key: str) -> str:
+    """Return the name of a segment or region; some tools write none."""
+    return str(item.get(key) or "").strip()
 
 
 def masks(
@@ -90,8 +97,8 @@ def _segments(
         raise DataError(f"{where}: SegmentationType: expected BINARY or LABELMAP, found {kind}")
     try:
         segmentation = Segmentation.from_dataset(dataset)
-        for item in dataset.SegmentSequence:
-            name = str(item.SegmentLabel).strip()
+        for item in dataset.get("SegmentSequence") or ():
+            name = _name(item, "SegmentLabel")
             if name not in names or not int(item.SegmentNumber):
                 continue
             number = [int(item.SegmentNumber)]
@@ -103,8 +110,7 @@ def _segments(
     except DataError:
         raise
     except Exception as error:  # highdicom raises a dozen kinds for what it cannot read
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{where}: expected a readable segmentation, found {reason}") from error
+        raise unreadable(where, "a readable segmentation", error) from error
 
 
 def _onto(
@@ -136,8 +142,8 @@ def _regions(
         int(item.ReferencedROINumber): item.get("ContourSequence") or ()
         for item in dataset.get("ROIContourSequence") or ()
     }
-    for item in dataset.StructureSetROISequence:
-        name = str(item.ROIName).strip()
+    for item in dataset.get("StructureSetROISequence") or ():
+        name = _name(item, "ROIName")
         if name in names:
             drawn = contours.get(int(item.ROINumber), ())
             yield name, _filled(drawn, affine, shape, f"{where}: {name}")
@@ -154,10 +160,12 @@ def _filled(
     inside, border = np.zeros(shape, bool), np.zeros(shape, bool)
     to_voxels = np.linalg.inv(affine)
     for contour in contours:
+        points = _points(contour, where)
+        if not len(points):  # a region that was begun and never drawn
+            continue
         kind = str(contour.get("ContourGeometricType"))
         if not kind.startswith("CLOSED"):
             raise DataError(f"{where}: expected closed planar contours, found {kind}")
-        points = np.asarray(contour.ContourData, dtype=float).reshape(-1, 3)
         voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
         plane = round(float(voxels[:, 2].mean()))
         off = float(np.abs(voxels[:, 2] - plane).max())
@@ -177,6 +185,16 @@ def _filled(
         there = (x >= 0) & (y >= 0) & (x < shape[0]) & (y < shape[1])
         border[x[there], y[there], plane] = True
     return inside | border
+
+
+def _points(contour: Any, where: str) -> np.ndarray:
+    """Return the points (N, 3) of a contour, in LPS; N may be 0."""
+    data = contour.get("ContourData")
+    values = np.atleast_1d(np.asarray(() if data in (None, "") else data, dtype=float))
+    if values.size % 3:
+        expected = "three coordinates for each point of a contour"
+        raise DataError(f"{where}: ContourData: expected {expected}, found {values.size} numbers")
+    return values.reshape(-1, 3)
 
 
 def _on_edges(polygon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -74,8 +74,7 @@ def series_volume(files: Sequence[Path], name: str) -> tuple[np.ndarray, np.ndar
             )
     # highdicom and the decoders raise a dozen kinds for what they cannot read
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: expected a readable volume, found {reason}") from error
+        raise unreadable(name, "a readable volume", error) from error
     if volume.array.ndim != 3:
         raise DataError(f"{name}: expected one value per voxel, found {volume.array.shape}")
     return _stored(_along(volume.array.transpose(2, 1, 0), volume.affine, affine, name)), affine
@@ -102,13 +101,17 @@ def read_dicom(path: Path, pixels: bool = True) -> Any:
         DataError: if it is none.
     """
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     try:
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except (InvalidDicomError, OSError, EOFError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: expected a DICOM file, found {reason}") from None
+    except Exception as error:  # a damaged file raises what its bytes happen to lead to
+        raise unreadable(path, "a DICOM file", error) from None
+
+
+def unreadable(where: str | Path, expected: str, error: Exception) -> DataError:
+    """Return what pydicom or highdicom raised as a fault of the file, in one line."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DataError(f"{where}: expected {expected}, found {reason}")
 
 
 def series_affine(planes: Sequence[Plane], name: str) -> np.ndarray:

@@ -17,14 +17,15 @@ from medpair import __version__
 from medpair.data.dataset import DatasetFolder, load_dataset
 from medpair.data.files import DataError, write_json
 from medpair.data.labels import LabelMap, is_whole
+from medpair.data.spellings import channels_of
 from medpair.sharing.convert import (
-    KEPT,
     NAME,
     Pair,
     bad_names,
     dataset_pairs,
     files_of,
     for_each,
+    kept,
     load_pair,
     refuse,
     require_sound,
@@ -102,7 +103,7 @@ def _refuse_unfit(folder: DatasetFolder, labels: LabelMap, pairs: Sequence[Pair]
     """Refuse what nnU-Net's format cannot say."""
     where = folder.root / "dataset.json"
     faults = bad_names([pair.name for pair in pairs], where)
-    channels = folder.content.get("channel_names") or {}
+    channels = channels_of(folder.content) or {}
     if len(channels) > 1:
         faults.append(f"{where}: channel_names: expected one channel, found {len(channels)}")
     for name in labels.names[1:]:
@@ -144,7 +145,7 @@ def _write_lists(
     if validation:
         write_json(splits, [{"train": sorted(training), "val": sorted(validation)}])
         logger.info("%s: copy it to nnUNet_preprocessed/%s/ and train fold 0", splits, root.name)
-    channels = folder.content.get("channel_names") or {"0": "image"}
+    channels = channels_of(folder.content) or {"0": "image"}
     merged = folder.content.get("label_group") if label_group is None else label_group
     path = root / "dataset.json"
     content = {
@@ -154,7 +155,7 @@ def _write_lists(
         "numTraining": len(training) + len(validation),
         "file_ending": ENDING,
         **({} if merged is None else {"label_group": merged}),
-        **{key: folder.content[key] for key in KEPT if key in folder.content},
+        **kept(folder.content),
         # what each label was before
         "label_values": dict(zip(labels.names, map(list, labels.values), strict=True)),
         "converted_by": f"MedPair {__version__}",

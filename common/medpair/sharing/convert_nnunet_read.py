@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 from medpair.data.files import DataError, read_json
 from medpair.data.labels import LabelMap, is_whole
+from medpair.data.spellings import channels_of
 from medpair.sharing.convert import (
-    KEPT,
     Pair,
     bad_names,
     files_of,
     folder_files,
+    kept,
     load_pair,
     read_sidecar,
     refuse,
@@ -65,7 +67,9 @@ def import_nnunet(
     options = {"channel": number, "fold": fold, "ignore_as_background": ignore_as_background}
     listed = [where, *([Path(splits)] if splits else root.glob("splits_final.json"))]
     claim(target, "import nnunet", root, listed, folder_files(target, pairs, files_of), options)
-    more = {key: content[key] for key in (*KEPT, "label_group") if key in content}
+    more = kept(content)
+    if "label_group" in content:
+        more["label_group"] = content["label_group"]
     if groups:
         more["label_groups"] = groups
     return write_dataset_folder(
@@ -83,7 +87,7 @@ def _channel(
     content: Mapping[str, Any], wanted: int | str | None, where: Path
 ) -> tuple[int, str, int]:
     """Return number and name of the channel to take, and how many there are."""
-    channels = content.get("channel_names", content.get("modality"))
+    channels = channels_of(content)
     if not isinstance(channels, dict) or not channels or not all(k.isdigit() for k in channels):
         expected = 'channel_names: {"0": name}'
         raise DataError(f"{where}: expected {expected}, found {channels!r}")
@@ -253,6 +257,11 @@ def _fold(root: Path, splits: str | Path | None, fold: int) -> tuple[Path, dict[
     chosen = content[fold]
     if not isinstance(chosen, dict) or not {"train", "val"} <= chosen.keys():
         raise DataError(f'{path}: [{fold}]: expected {{"train", "val"}}, found {chosen!r}')
+    for part in ("train", "val"):
+        names = chosen[part]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            found = reprlib.repr(names)
+            raise DataError(f"{path}: [{fold}].{part}: expected a list of cases, found {found}")
     return path, chosen
 
 

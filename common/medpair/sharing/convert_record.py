@@ -10,6 +10,7 @@ patient's.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Any
 from medpair import __version__
 from medpair.data.atomic import remove_partials
 from medpair.data.files import DataError, file_sha256, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 # Whose content counts, not their time
 LISTS = (".json", ".tsv")
@@ -49,7 +52,7 @@ def claim(
 
     Of files names and sizes go into a hash, of lists (JSON, TSV) what they say, of others their
     times. Cases whose files have changed since they were written are removed from a folder that is
-    not finished; a finished one stays as it is.
+    not finished; a finished one stays as it is. Files outside the source are read, with a warning.
 
     Args:
         root: the folder to fill.
@@ -78,14 +81,36 @@ def claim(
             for name, files in sorted(cases.items())
         },
     }
+    _warn_of_outside(source, cases.values())
     path = root / record
+    remove_partials(path.parent, "")  # of a run that was killed while it wrote the record
     if path.exists() and any(_written(root, path)):
         _go_on(path, read_json(path), now, cases, finished=(root / last).exists())
         remove_partials(root, "**/")  # of a run that was killed
-    elif not path.exists() and root.exists() and (not root.is_dir() or any(root.iterdir())):
+    elif not path.exists() and root.exists() and _taken(root, path):
         raise DataError(f"{root}: expected an empty folder or none, found other files in it")
     else:  # also what a refused conversion left: its record alone
         write_json(path, now)
+
+
+def _warn_of_outside(source: Path, cases: Iterable[CaseFiles]) -> None:
+    """Say which files lie elsewhere: nnU-Net's lists may name any, and links lead anywhere."""
+    base = source.resolve()
+    paths = [path for files in cases for listed in files.read.values() for path in listed]
+    outside = [path for path in paths if not path.resolve().is_relative_to(base)]
+    if outside:
+        logger.warning(
+            "%s: %d files that are read lie outside this folder, the first %s",
+            *(source, len(outside), outside[0].resolve()),
+        )
+
+
+def _taken(root: Path, record: Path) -> bool:
+    """Return whether there is anything but an empty folder, or the empty one of its record."""
+    if not root.is_dir():
+        return True
+    left = record.parent
+    return any(path != left or not left.is_dir() or any(left.iterdir()) for path in root.iterdir())
 
 
 def _written(root: Path, record: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from medpair.data.faults import numbers
 from medpair.data.files import DataError, Volume, read_volume, write_volume
 from medpair.data.labels import WHOLE_TOLERANCE, LabelMap, short_list, whole_values
 from medpair.data.nifti_stream import VOLUME_ENDINGS
+from medpair.data.orientation import axis_codes, to_ras
 
 # Read through SimpleITK, where it is installed
 ITK_ENDINGS = (".nrrd", ".mha", ".gipl")
@@ -63,9 +64,7 @@ def _read_itk(path: Path) -> Volume:
 def from_lps(array: np.ndarray, affine: np.ndarray) -> Volume:
     """Return a volume in RAS order from voxels with an affine (4, 4) to LPS, as DICOM's is."""
     ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    image = nib.as_closest_canonical(nib.Nifti1Image(array, ras, dtype=array.dtype))
-    orientation = "".join(nib.aff2axcodes(ras))
-    return Volume(np.asarray(image.dataobj), np.asarray(image.affine), orientation)
+    return Volume(*to_ras(array, ras), axis_codes(ras))
 
 
 def read_label(path: Path, labels: LabelMap, values: Sequence[int]) -> Volume:
