@@ -803,6 +803,13 @@ def test_announced_number_of_cases_is_a_warning(folder: Path) -> None:
     assert (fault.expected, fault.found) == ("3, the number of training cases", "7")
 
 
+def test_a_byte_order_mark_is_no_fault(folder: Path) -> None:
+    path = folder / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert check_dataset(folder) == []
+    assert len(load_dataset(folder).split("training")) == 3
+
+
 def test_label_groups(folder: Path) -> None:
     groups = {
         "unknown": {"1": {"name": "a", "values": [1, 99]}},
