@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,40 @@ def test_predictions_return_to_the_files_own_grid(
     np.testing.assert_allclose(pred.affine, file.affine, atol=1e-6)
     # twice as fine and back: the grids share each of the coarse one's voxels
     np.testing.assert_array_equal(pred[0].numpy(), file.get_fdata())
+
+
+def test_full_resolution_is_held_of_one_case_at_a_time(tmp_path: Path) -> None:
+    size, spacing = (48, 48, 48), (6.0, 6.0, 6.0)
+    peaks = []
+    for count in (2, 2, 8):  # what is made once does not count
+        folder = tmp_path / f"set_{len(peaks)}"
+        tiny_dataset(folder, count, size, orientation="PSL", validation=0)
+        tracemalloc.start()
+        try:
+            cohort, volumes = read_cohort(folder, spacing=spacing)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert cohort.sizes == ((9, 9, 9),) * count
+        assert len(volumes) == count
+    # less than one label map for six cases more
+    assert peaks[2] - peaks[1] < math.prod(size)
+
+
+def test_the_median_spacing_is_that_of_the_volumes(tmp_path: Path) -> None:
+    folder = tiny_dataset(tmp_path / "set", 3, (12, 11, 13), orientation="PSL", validation=0)
+    turned(folder, (5.0, -8.0, 3.0))
+    spacings = []
+    for case, voxel in zip(load_dataset(folder).split("training"), (0.9, 1.3, 2.1), strict=True):
+        for path in (case.image, case.label):
+            assert path is not None
+            volume = read_volume(path, None)
+            volume.affine[:3, :3] *= voxel
+            write_volume(path, volume)
+        spacings.append(read_volume(str(case.image)).spacing)
+    cohort, volumes = read_cohort(folder)
+    assert cohort.spacing == tuple(np.median(spacings, axis=0))
+    assert len({volume.image.shape for volume in volumes}) == 3
 
 
 def test_nearly_equal_spacing_is_left_alone() -> None:
