@@ -811,6 +811,22 @@ def test_announced_number_of_cases_is_a_warning(folder: Path) -> None:
     assert (fault.expected, fault.found) == ("3, the number of training cases", "7")
 
 
+@pytest.mark.parametrize("name", ["valdiation", "testing", "val"])
+def test_a_list_of_cases_with_another_name_is_a_warning(folder: Path, name: str) -> None:
+    edit_json(folder, lambda c: c.update({name: c.pop("validation"), "authors": ["A", {}]}))
+    fault = only(check_dataset(folder), folder / "dataset.json", name, "warning")
+    assert fault.expected == "lists of cases named training, validation, test"
+    assert fault.found == "1 case in a list that is not read"
+    require_valid(folder)
+
+
+def test_a_byte_order_mark_is_no_fault(folder: Path) -> None:
+    path = folder / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert check_dataset(folder) == []
+    assert len(load_dataset(folder).split("training")) == 3
+
+
 def test_label_groups(folder: Path) -> None:
     groups = {
         "unknown": {"1": {"name": "a", "values": [1, 99]}},

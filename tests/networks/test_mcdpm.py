@@ -50,6 +50,16 @@ def test_shape_and_settings_rebuild_it(window: int, code: int, factor: int, patc
     torch.testing.assert_close(twin.eval()(**given), out, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("size", [(10, 12), (8, 13), (9, 12)])
+def test_slices_that_cannot_be_halved_are_refused_with_the_sizes_that_were_typed(
+    size: tuple[int, int],
+) -> None:
+    network = denoiser(patch=2)
+    expected = rf"volume_size: .* multiples of 4, found \({size[0]}, {size[1]}\)"
+    with pytest.raises(ValueError, match=expected):
+        network(draw(2, 2, 4, *size))
+
+
 def test_slices_are_channels_of_the_unet_in_the_order_of_code_then_slice() -> None:
     """What goes in and comes out keeps its place: code channel c of slice k is c * m + k."""
     network, given = denoiser(factor=2), inputs()

@@ -94,6 +94,7 @@ def read_listing(
     _check_labels(listing, content, label_group)
     for split in SPLITS:
         _check_split(listing, split, content.get(split, []), content.get("channel_names") == {})
+    _check_other_lists(listing, content)
     _check_counts(listing, content, splits)
     return listing
 
@@ -119,7 +120,7 @@ def _read_content(listing: Listing) -> dict[str, Any] | None:
         if path.stat().st_size > MAX_JSON_BYTES:
             listing.add("file", f"at most {MAX_JSON_BYTES} bytes", f"{path.stat().st_size} bytes")
             return None
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError, OSError) as error:
         listing.add("file", "valid JSON", str(error) or type(error).__name__)
         return None
@@ -245,6 +246,17 @@ def _check_split(listing: Listing, split: str, entries: Any, only_labels: bool) 
         paths = dict(_paths(listing, where, entry))
         if paths:
             listing.cases.append(ListedCase(split, index, paths))
+
+
+def _check_other_lists(listing: Listing, content: dict[str, Any]) -> None:
+    """Warn of lists of cases that nothing reads: their names may be misspelt."""
+    for key, entries in content.items():
+        if key in SPLITS or not isinstance(entries, list):
+            continue
+        count = sum(isinstance(e, dict) and bool({"image", "label"} & e.keys()) for e in entries)
+        if count:
+            found = f"{count} case{'' if count == 1 else 's'} in a list that is not read"
+            listing.add(key, f"lists of cases named {', '.join(SPLITS)}", found, "warning")
 
 
 def _paths(listing: Listing, where: str, entry: dict[str, Any]) -> Iterator[tuple[str, Path]]:

@@ -26,7 +26,7 @@ from medpair.data.card import (
 from medpair.data.check_header import AFFINE_TOLERANCE, MAX_VOXELS, matrix
 from medpair.data.dataset import Case, load_dataset
 from medpair.data.faults import numbers
-from medpair.data.files import DataError, Volume, read_volume
+from medpair.data.files import DataError, Volume, read_grid, read_volume
 from medpair.data.labels import LabelMap, whole_values
 from medpair.data.spellings import channels_of, licence_of
 
@@ -193,22 +193,23 @@ def read_cohort(
     folder = load_dataset(dataset_dir)
     labels = folder.labels(label_group)
     cases = folder.split(split)
-    raw = [read_pair(case, labels) for case in cases]
-    median = np.median([image.spacing for image, _ in raw], axis=0)
-    grid = [float(value) for value in (median if spacing is None else spacing)]
+    if spacing is None:
+        # from the headers alone: full resolution is then held of one case at a time
+        found = [read_grid(str(case.image))[1] for case in cases if case.image is not None]
+        spacing = [float(value) for value in np.median(found, axis=0)]
+    grid = [float(value) for value in spacing]
     channels = channels_of(folder.content)
     channel = str(next(iter(channels.values()), "image")) if isinstance(channels, dict) else "image"
-    arrays = [resample(image.array, image.spacing, grid, order=1) for image, _ in raw]
-    classes = [resample(label, image.spacing, grid, order=0) for image, label in raw]
-    ranges = [robust_range(array) for array in arrays]
+    pairs = [_resampled_pair(case, labels, grid) for case in cases]
+    ranges = [robust_range(array) for array, _ in pairs]
     low, high = (float(v) for v in (np.median(ranges, axis=0) if intensity is None else intensity))
     if channel.upper() == CT:
         low = max(low, LEAST_CT_NUMBER)
         ranges = [(low, high)] * len(ranges)
-    volumes = [
-        LabelledVolume(to_unit(array, *limits), label, case.name)
-        for array, limits, label, case in zip(arrays, ranges, classes, cases, strict=True)
-    ]
+    volumes = []
+    for case, limits in zip(cases, ranges, strict=True):
+        array, label = pairs.pop(0)  # each goes as soon as it is scaled
+        volumes.append(LabelledVolume(to_unit(array, *limits), label, case.name))
     cohort = Cohort(
         name=folder.name,
         labels=labels.names,
@@ -222,6 +223,17 @@ def read_cohort(
         channel=channel,
     )
     return cohort, volumes
+
+
+def _resampled_pair(
+    case: Case, labels: LabelMap, spacing: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and label of a case at a spacing; nothing of another spacing is kept."""
+    image, label = read_pair(case, labels)
+    return (
+        resample(image.array, image.spacing, spacing, order=1),
+        resample(label, image.spacing, spacing, order=0),
+    )
 
 
 def read_pair(case: Case, labels: LabelMap) -> tuple[Volume, np.ndarray]:

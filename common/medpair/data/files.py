@@ -61,7 +61,9 @@ def read_json(path: str | Path) -> Any:
         return content
 
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+        # some editors of Windows begin a file with a byte order mark
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return json.loads(text, object_pairs_hook=unique)
     except DataError:
         raise
     except FileNotFoundError:

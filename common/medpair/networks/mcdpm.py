@@ -183,6 +183,12 @@ class MaskSequenceDenoiser(nn.Module):
             (B, C * output_factor, m, H, W), or logits (B, classes, m, H, W).
         """
         b, _, m, h, w = x.shape
+        # before the patches are packed: the U-Net would name sizes that nobody typed
+        if h % self.factor or w % self.factor:
+            raise ValueError(
+                f"volume_size: expected slices whose sides are multiples of {self.factor}, "
+                f"found ({h}, {w})"
+            )
         time = x.new_zeros(b) if time is None else time
         position = x.new_zeros(b) if position is None else position
         known = x.new_zeros(b, m) if known is None else known
