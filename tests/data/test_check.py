@@ -40,7 +40,7 @@ from medpair.data import nifti_stream
 from medpair.data.check import Fault, check_dataset, format_report, require_valid
 from medpair.data.check_volume import examine
 from medpair.data.dataset import load_dataset
-from medpair.data.files import DataError, read_volume
+from medpair.data.files import DataError, Volume, read_volume, write_volume
 
 SIZE = (10, 8, 6)
 
@@ -279,6 +279,13 @@ def test_affine_shifted_by_a_millimetre(folder: Path, path: Callable[[Path], Pat
         assert fault.expected == expected + str(image(folder))
         found = "[[1, 0, 0, -4], [0, 1, 0, -4], [0, 0, 1, -3]], which differs by up to 1"
         assert fault.found == found
+
+
+def test_a_label_stored_in_another_orientation_than_its_image_is_told_so(folder: Path) -> None:
+    volume = read_volume(label(folder), None)
+    write_volume(label(folder), Volume(volume.array, volume.affine, "LAS"))
+    fault = only(check_dataset(folder), label(folder), "affine")
+    assert fault.found.endswith("(stored in another orientation: LAS, the image RAS)")
 
 
 @pytest.mark.parametrize(("part", "differs"), [(0.5e-3, False), (2e-3, True)])
@@ -660,7 +667,7 @@ def test_same_name_in_one_split(folder: Path, quick: bool) -> None:
         )
     path = folder / "south/t1.nii.gz"
     fault = only(check_dataset(folder, quick=quick), path, "training[1].image")
-    assert fault.expected == "a name of its own"
+    assert fault.expected == "a file name of its own, after which the case is named"
     assert fault.found == "the name 't1' of training[0].image"
 
 

@@ -22,6 +22,7 @@ from medpair.data.dataset import SPLITS, as_folders
 from medpair.data.faults import Fault, errors_of, format_report
 from medpair.data.files import DataError
 from medpair.data.labels import WHOLE_TOLERANCE, LabelMap, short_list
+from medpair.data.orientation import axis_codes
 
 __all__ = ["Fault", "check_dataset", "format_report", "require_valid"]
 
@@ -169,6 +170,9 @@ def _compare(path: Path, header: Header, image: Path, reference: Header) -> list
     if off > AFFINE_TOLERANCE * spacing:
         expected = f"{matrix(reference.affine)}, the affine of {image}"
         found = f"{matrix(header.affine)}, which differs by up to {off:.4g}"
+        stored, wanted = axis_codes(header.affine), axis_codes(reference.affine)
+        if stored != wanted:
+            found += f" (stored in another orientation: {stored}, the image {wanted})"
         faults.append(Fault(file, "affine", expected, found))
     return faults
 
@@ -262,7 +266,7 @@ def _duplicates(listing: Listing) -> list[Fault]:
                 if (split, where) != here:
                     expected = "a case that no other split has"
                     if split == case.split:
-                        expected = "a name of its own"
+                        expected = "a file name of its own, after which the case is named"
                     found = f"the name {case.name!r} of {where}"
                     faults.append(Fault(str(path), here[1], expected, found))
     return faults

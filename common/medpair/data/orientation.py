@@ -41,8 +41,8 @@ def ras_axes(affine: np.ndarray) -> np.ndarray:
 
 
 def axis_codes(affine: np.ndarray) -> str:
-    """Return the axis codes of a grid, such as ``PSR``."""
-    return "".join(ornt2axcodes(ras_axes(affine)))
+    """Return the axis codes of a grid, such as ``PSR``; ``?`` where no axis is left."""
+    return "".join(code or "?" for code in ornt2axcodes(ras_axes(affine)))
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
