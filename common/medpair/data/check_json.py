@@ -120,7 +120,8 @@ def _read_content(listing: Listing) -> dict[str, Any] | None:
         if path.stat().st_size > MAX_JSON_BYTES:
             listing.add("file", f"at most {MAX_JSON_BYTES} bytes", f"{path.stat().st_size} bytes")
             return None
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
+        content = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError, OSError) as error:
         listing.add("file", "valid JSON", str(error) or type(error).__name__)
         return None

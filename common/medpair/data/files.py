@@ -62,7 +62,7 @@ def read_json(path: str | Path) -> Any:
 
     try:
         # some editors of Windows begin a file with a byte order mark
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
         return json.loads(text, object_pairs_hook=unique)
     except DataError:
         raise
