@@ -61,7 +61,8 @@ def read_json(path: str | Path) -> Any:
         return content
 
     try:
-        # some editors of Windows begin a file with a byte order mark
+        # some editors of Windows begin a file with a byte order mark; not utf-8-sig, a codec that
+        # Python loads when first asked, which a process without access to its files cannot
         text = Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
         return json.loads(text, object_pairs_hook=unique)
     except DataError:
