@@ -15,7 +15,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, label
 
 from medpair.data.check import require_valid
 from medpair.data.dataset import load_dataset
@@ -114,6 +114,35 @@ def test_scores_are_those_of_the_predicted_label_maps(
                     ends = distance_transform_edt(~s)[g].sum() + distance_transform_edt(~g)[s].sum()
                     assert row["dsc"] == pytest.approx(dsc, abs=1e-6)
                     assert row["bahd_voxel"] == pytest.approx(0.5 * ends / g.sum(), rel=1e-6)
+
+
+def test_of_a_prediction_the_largest_piece_can_be_kept(
+    trained: Train, dataset: str, tmp_path: Path
+) -> None:
+    """Of files as of scores; this network is hardly trained: its predictions are in pieces."""
+    folder, counts = trained("unet3d"), {}
+    for pieces in (0, 1):
+        out = tmp_path / str(pieces)
+        run(
+            "unet_segmentation",
+            ["inference"],
+            "infer",
+            ckpt_path=str(folder / "model.pt"),
+            dataset_dir=dataset,
+            output_dir=str(out),
+            split="validation",
+            keep_pieces=pieces,
+        )
+        maps = [np.asarray(nib.load(f).dataobj) for f in sorted(out.glob("labels/*.nii.gz"))]
+        counts[pieces] = [label(found > 0, np.ones((3, 3, 3)))[1] for found in maps]
+        scores = evaluate(folder, dataset, tmp_path / f"scores_{pieces}", keep_pieces=pieces)
+        assert scores["info"]["keep_pieces"] == pieces
+        of_classes = [row for row in scores["cases"] if row["region"] == "volume"]
+        assert sum(row["predicted_voxels"] for row in of_classes) == sum(
+            int((found > 0).sum()) for found in maps
+        )
+    assert counts[1] == [1] * len(counts[1])
+    assert max(counts[0]) > 1
 
 
 def test_the_tables_agree(trained: Train, dataset: str, tmp_path: Path) -> None:

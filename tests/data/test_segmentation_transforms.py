@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
 
-from medpair.data.segmentation import RandFlipAxesd, RandRotateSheard
+from medpair.data.segmentation import KeepPiecesd, RandFlipAxesd, RandRotateSheard
 
 KEYS = ("image", "label")
 
@@ -67,3 +68,41 @@ def test_turned_and_sheared_image_and_label_stay_a_pair(rotation: float, shear: 
     limits = np.array([np.deg2rad(rotation), np.tan(np.deg2rad(shear))])
     assert (largest <= limits).all()
     assert (largest >= 0.7 * limits).all()
+
+
+def scattered() -> torch.Tensor:
+    """Return classes (1, 12, 12, 12): a piece of 64 voxels in two classes, one of 27, one of 8."""
+    label = torch.zeros(1, 12, 12, 12)
+    label[0, :4, :4, :4] = 1
+    label[0, 1:3, 1:3, 1:3] = 2
+    label[0, 6:9, 6:9, 6:9] = 1
+    label[0, 9:11, 9:11, 9:11] = 3  # touches the one before by a corner
+    label[0, 10:12, :2, :2] = 2
+    return label
+
+
+@pytest.mark.parametrize(("pieces", "voxels"), [(0, 107), (1, 64), (2, 99), (3, 107), (9, 107)])
+def test_the_largest_pieces_are_kept_whatever_their_classes(pieces: int, voxels: int) -> None:
+    label = scattered()
+    kept = KeepPiecesd("pred", pieces)({"pred": label})["pred"]
+    assert int((kept > 0).sum()) == voxels
+    assert torch.equal(kept[kept > 0], label[kept > 0])
+    assert int((label > 0).sum()) == 107  # what came in is as it was
+
+
+def test_nothing_is_a_piece_of_an_empty_label_map() -> None:
+    assert not KeepPiecesd("pred", 2)({"pred": torch.zeros(1, 4, 4, 4)})["pred"].any()
+
+
+def test_kept_pieces_still_know_where_they_lie() -> None:
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    label = MetaTensor(scattered(), affine=affine)
+    kept = KeepPiecesd("pred", 1)({"pred": label})["pred"]
+    assert isinstance(kept, MetaTensor)
+    np.testing.assert_array_equal(kept.affine, affine)
+
+
+@pytest.mark.parametrize("pieces", [-1, 1.0, True, "1", None])
+def test_a_number_of_pieces_that_is_none_is_refused(pieces: object) -> None:
+    with pytest.raises(ValueError, match="keep_pieces: expected a whole number"):
+        KeepPiecesd("pred", pieces)  # type: ignore[arg-type]

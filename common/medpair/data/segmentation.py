@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, MapTransform, RandAffined, RandomizableTransform
+from monai.transforms.utils import get_largest_connected_component_mask
 
 from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
 from medpair.data.cohort import SPACING_TOLERANCE, robust_range
@@ -193,6 +194,46 @@ class RobustScaled(MapTransform):
                 raise DataError(f"{source}: expected finite intensities, found NaN or infinity")
             low, high = robust_range(array)
             result[key] = ((value - low) * (2.0 / (high - low)) - 1.0).clamp(-1.0, 1.0)
+        return result
+
+
+class KeepPiecesd(MapTransform):
+    """Keep the largest connected pieces of a label map's foreground; the others become background.
+
+    A segmenter takes a patch for the whole: tissue that it never saw unlabelled, far from where
+    anything is labelled, may look like the labelled kind. All classes count together, so that
+    ventricles within a brain stay what they are.
+
+    MONAI's ``KeepLargestConnectedComponentd`` does this by comparing every voxel with every class:
+    a table of voxels times classes, 1.6 GiB for 104 classes and 256 x 256 x 256.
+
+    Args:
+        keys: entries that hold class indices, (1, W, H, D).
+        pieces: how many; 0 keeps all. Voxels that touch by a face, an edge or a corner are of one
+            piece.
+
+    Raises:
+        ValueError: if ``pieces`` is no whole number of at least 0.
+    """
+
+    def __init__(self, keys: Any, pieces: int = 0) -> None:
+        if isinstance(pieces, bool) or not isinstance(pieces, int) or pieces < 0:
+            raise ValueError(
+                f"keep_pieces: expected a whole number, 0 (all) or more, found {pieces!r}"
+            )
+        super().__init__(keys)
+        self.pieces = pieces
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the data with the small pieces taken out."""
+        result = dict(data)
+        if self.pieces:
+            for key in self.key_iterator(result):
+                label = result[key]
+                kept = get_largest_connected_component_mask(
+                    torch.as_tensor(label[0] > 0), num_components=self.pieces
+                )
+                result[key] = label * kept  # a MetaTensor stays one: Invertd reads its history
         return result
 
 
