@@ -68,6 +68,19 @@ def evaluate(
     return read_json(output / "scores.json")
 
 
+def predict(folder: Path, dataset: str, output: Path, **overrides: Any) -> None:
+    run(
+        "unet_segmentation",
+        ["inference"],
+        "infer",
+        ckpt_path=str(folder / "model.pt"),
+        dataset_dir=dataset,
+        output_dir=str(output),
+        split="validation",
+        **overrides,
+    )
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_network_trains_and_is_scored_without_naming_it_again(
     name: str, trained: Train, dataset: str, tmp_path: Path
@@ -86,15 +99,7 @@ def test_scores_are_those_of_the_predicted_label_maps(
     """Predict to files, score them independently on the stored grids, compare with the table."""
     folder = trained("unet3d")
     scores = evaluate(folder, dataset, tmp_path / "scores")
-    run(
-        "unet_segmentation",
-        ["inference"],
-        "infer",
-        ckpt_path=str(folder / "model.pt"),
-        dataset_dir=dataset,
-        output_dir=str(tmp_path / "labels"),
-        split="validation",
-    )
+    predict(folder, dataset, tmp_path / "labels")
     rows = {(row["case"], row["region"], row["class"]): row for row in scores["cases"]}
     for case in load_dataset(dataset).split("validation"):
         predicted = nib.load(tmp_path / "labels" / "labels" / f"{case.name}.nii.gz")
@@ -123,16 +128,7 @@ def test_of_a_prediction_the_largest_piece_can_be_kept(
     folder, counts = trained("unet3d"), {}
     for pieces in (0, 1):
         out = tmp_path / str(pieces)
-        run(
-            "unet_segmentation",
-            ["inference"],
-            "infer",
-            ckpt_path=str(folder / "model.pt"),
-            dataset_dir=dataset,
-            output_dir=str(out),
-            split="validation",
-            keep_pieces=pieces,
-        )
+        predict(folder, dataset, out, keep_pieces=pieces)
         maps = [np.asarray(nib.load(f).dataobj) for f in sorted(out.glob("labels/*.nii.gz"))]
         counts[pieces] = [label(found > 0, np.ones((3, 3, 3)))[1] for found in maps]
         scores = evaluate(folder, dataset, tmp_path / f"scores_{pieces}", keep_pieces=pieces)
