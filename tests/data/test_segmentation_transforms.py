@@ -71,7 +71,7 @@ def test_turned_and_sheared_image_and_label_stay_a_pair(rotation: float, shear: 
 
 
 def scattered() -> torch.Tensor:
-    """Return classes (1, 12, 12, 12): a piece of 64 voxels in two classes, one of 27, one of 8."""
+    """Return classes (1, 12, 12, 12) in pieces of 64 and 35 voxels, two classes each, and of 8."""
     label = torch.zeros(1, 12, 12, 12)
     label[0, :4, :4, :4] = 1
     label[0, 1:3, 1:3, 1:3] = 2

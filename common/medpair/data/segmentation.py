@@ -231,7 +231,7 @@ class KeepPiecesd(MapTransform):
             for key in self.key_iterator(result):
                 label = result[key]
                 kept = get_largest_connected_component_mask(
-                    torch.as_tensor(label[0] > 0), num_components=self.pieces
+                    label[0] > 0, num_components=self.pieces
                 )
                 result[key] = label * kept  # a MetaTensor stays one: Invertd reads its history
         return result
