@@ -1,3 +1,3 @@
 """MedPair: paired synthetic volumes (image and label on one grid) from a small labelled cohort."""
 
-__version__ = "0.2.2"
+__version__ = "0.3.0"

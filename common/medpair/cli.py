@@ -86,6 +86,7 @@ def generate(
     label_group: str | None = None,
     spacing: Sequence[float] | str | None = None,
     slicing_axis: str | None = None,
+    unlabelled_classes: int | None = None,
     seed: int = 0,
     device: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -109,6 +110,8 @@ def generate(
         label_group: merge of labels, of dataset_dir or of labels.
         spacing: millimetres per axis to train at, such as 2,2,2; with dataset_dir.
         slicing_axis: axial, coronal or sagittal; with dataset_dir.
+        unlabelled_classes: into how many classes what has no label is divided by intensity, so that
+            images are drawn with all of a patient; with dataset_dir.
         seed: of the samples.
         device: cpu or cuda.
         options: further knobs by bundle, train_KEY for its training:
@@ -121,7 +124,12 @@ def generate(
         raise ValueError(f"generate: expected medgen3d, found {family!r}")
     grid = None if spacing is None else numbers(spacing)
     shared = {"label_group": label_group, "device": device}
-    training = {**shared, "spacing": grid, "slicing_axis": slicing_axis}
+    training = {
+        **shared,
+        "spacing": grid,
+        "slicing_axis": slicing_axis,
+        "unlabelled_classes": unlabelled_classes,
+    }
     pairs = generate_medgen3d(
         Path(folder_word(output_dir)),
         find_bundles(bundles),

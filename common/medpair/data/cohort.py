@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from medpair.data.faults import numbers
 from medpair.data.files import DataError, Volume, read_grid, read_volume
 from medpair.data.labels import LabelMap, whole_values
 from medpair.data.spellings import channels_of, licence_of
+from medpair.data.unlabelled import class_names, divided, find_thresholds, require_count
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Cohort:
         licence: the dataset's licence; what is generated from it inherits it.
         label_group: the merge of labels that ``labels`` comes from, or None.
         channel: what the image is (``channel_names`` of the dataset).
+        unlabelled: intensities in -1..1 by which background was divided; as many classes at the end
+            of ``labels`` are what came of it (``medpair.data.unlabelled``).
     """
 
     name: str
@@ -67,15 +70,38 @@ class Cohort:
     licence: str = ""
     label_group: str | None = None
     channel: str = "image"
+    unlabelled: tuple[float, ...] = ()
 
     @property
     def num_labels(self) -> int:
         """Number of foreground classes."""
         return len(self.labels) - 1
 
+    @property
+    def labelled(self) -> Cohort:
+        """The cohort without the classes of what has no label."""
+        count = len(self.labels) - len(self.unlabelled)
+        return replace(self, labels=self.labels[:count], unlabelled=())
+
+    def divide(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Return class indices in which unlabelled tissue has its classes, if the cohort has any.
+
+        Args:
+            image: (W, H, D) in -1..1 of the volume's own range (of the cohort's for CT).
+            label: (W, H, D) indices of the labelled classes.
+        """
+        return divided(image, label, self.unlabelled, len(self.labels) - len(self.unlabelled))
+
+    def range_of(self, image: np.ndarray) -> tuple[float, float]:
+        """Return the intensities of a volume that become -1 and 1: its own, for CT the cohort's."""
+        return self.intensity if self.channel.upper() == CT else robust_range(image)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return asdict(self)
+        content = asdict(self)
+        if not self.unlabelled:  # as cards were before there were such classes
+            del content["unlabelled"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Cohort:
@@ -83,6 +109,7 @@ class Cohort:
         plain = dict(content)
         for key in ("labels", "spacing", "intensity"):
             plain[key] = tuple(plain[key])
+        plain["unlabelled"] = tuple(float(value) for value in plain.get("unlabelled", ()))
         plain["sizes"] = tuple(tuple(size) for size in plain["sizes"])
         return cls(**plain)
 
@@ -172,6 +199,8 @@ def read_cohort(
     spacing: Sequence[float] | None = None,
     split: str = "training",
     intensity: Sequence[float] | None = None,
+    unlabelled_classes: int = 0,
+    unlabelled: Sequence[float] = (),
 ) -> tuple[Cohort, list[LabelledVolume]]:
     """Read one split of a dataset folder: all pairs in memory, and what to remember of them.
 
@@ -183,11 +212,16 @@ def read_cohort(
         split: which list of ``dataset.json``.
         intensity: the cohort's range (low, high), which CT is scaled by and what is generated is
             written in; default the median of the volumes' robust ranges.
+        unlabelled_classes: into how many classes, beside air, the background is divided by
+            intensity (``medpair.data.unlabelled``).
+        unlabelled: the intensities to divide it by, where they are known already.
 
     Raises:
-        DataError: if a file cannot be used; names the file.
-        ValueError: if ``spacing`` is no voxel size.
+        DataError: if a file cannot be used; names the file. So it does where a class has the name
+            of a class of unlabelled tissue.
+        ValueError: if ``spacing`` is no voxel size, or the background cannot be divided.
     """
+    require_count(unlabelled_classes)
     if spacing is not None:
         check_spacing(spacing)
     folder = load_dataset(dataset_dir)
@@ -222,7 +256,27 @@ def read_cohort(
         label_group=label_group,
         channel=channel,
     )
-    return cohort, volumes
+    if unlabelled_classes and not unlabelled:
+        backgrounds = ((volume.image, volume.label) for volume in volumes)
+        unlabelled = find_thresholds(backgrounds, unlabelled_classes)
+    return _with_unlabelled(cohort, volumes, unlabelled, folder.root)
+
+
+def _with_unlabelled(
+    cohort: Cohort, volumes: list[LabelledVolume], thresholds: Sequence[float], root: Path
+) -> tuple[Cohort, list[LabelledVolume]]:
+    """Divide the background of all volumes by thresholds, if there are any."""
+    if not thresholds:
+        return cohort, volumes
+    names = class_names(len(thresholds))
+    if taken := sorted({*names} & {*cohort.labels}):
+        raise DataError(
+            f"{root / 'dataset.json'}: labels: expected none of {list(names)}, which "
+            f"unlabelled_classes adds, found {taken}"
+        )
+    labels, values = (*cohort.labels, *names), tuple(float(value) for value in thresholds)
+    cohort = replace(cohort, labels=labels, unlabelled=values)
+    return cohort, [replace(v, label=cohort.divide(v.image, v.label)) for v in volumes]
 
 
 def _resampled_pair(

@@ -17,15 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from medpair.data.cohort import (
-    CT,
-    Cohort,
-    LabelledVolume,
-    read_pair,
-    resampled_size,
-    robust_range,
-    to_unit,
-)
+from medpair.data.cohort import Cohort, LabelledVolume, read_pair, resampled_size, to_unit
 from medpair.data.dataset import load_dataset
 from medpair.data.sampling import case_counter, numpy_generator
 
@@ -102,9 +94,9 @@ def deformed_copies(
             rng = numpy_generator(seed, case_counter(case.name), copy)
             at = positions(label.shape, image.spacing, cohort.spacing, deform, rng)
             bent = sample(image.array, at, order=0 if coarser else 3)
-            limits = cohort.intensity if cohort.channel.upper() == CT else robust_range(bent)
+            unit = to_unit(bent, *cohort.range_of(bent))
             classes = sample(label, at, order=0) if coarser else bent_label(label, at)
-            result.append(LabelledVolume(to_unit(bent, *limits), classes, case.name))
+            result.append(LabelledVolume(unit, cohort.divide(unit, classes), case.name))
     return result
 
 

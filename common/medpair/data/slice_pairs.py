@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from medpair.data.cohort import LabelledVolume
+from medpair.data.cohort import Cohort, LabelledVolume
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
 from medpair.data.sampling import numpy_generator
 from medpair.data.slices import AXES, frame_box, framed
 from medpair.data.traits import Traits, class_means
+from medpair.data.unlabelled import joined
 
 
 class FramedPairs:
@@ -23,11 +24,26 @@ class FramedPairs:
         volumes: the training pairs.
         frame: (W, H, D) that they are brought to.
         flip: RAS axes along which a pair is mirrored half of the time.
+        cohort: what they are pairs of; says which classes are those of unlabelled tissue.
+        withheld: in this share of draws these classes are background, so that images can be drawn
+            to label maps without them, too.
+
+    Raises:
+        ValueError: if ``withheld`` is no share.
     """
 
     def __init__(
-        self, volumes: Sequence[LabelledVolume], frame: Sequence[int], flip: Sequence[int] = ()
+        self,
+        volumes: Sequence[LabelledVolume],
+        frame: Sequence[int],
+        flip: Sequence[int] = (),
+        cohort: Cohort | None = None,
+        withheld: float = 0.0,
     ) -> None:
+        if not 0 <= withheld <= 1:
+            raise ValueError(f"unlabelled_dropout: expected a share of 0 to 1, found {withheld}")
+        self.withheld = withheld if cohort is not None and cohort.unlabelled else 0.0
+        self.labelled = 0 if cohort is None else cohort.labelled.num_labels
         self.images = [framed(v.image, frame, PAD_IMAGE) for v in volumes]
         self.labels = [framed(v.label, frame, PAD_LABEL) for v in volumes]
         self.sizes = [
@@ -46,6 +62,8 @@ class FramedPairs:
             np.moveaxis(np.flip(group[number], tuple(mirrored)), axis, 0)
             for group in (self.images, self.labels, self.inside)
         ]
+        if self.withheld and rng.random() < self.withheld:
+            stacks[1] = joined(stacks[1], self.labelled)
         size, height = self.sizes[number][axis], self.frame[axis]
         first = (height - size) // 2
         if axis in mirrored:  # the odd padded slice is in front now
@@ -53,7 +71,7 @@ class FramedPairs:
         return stacks, range(first, first + size), number
 
     def class_means(self, num_labels: int) -> list[np.ndarray]:
-        """Return the mean intensities (K,) of the foreground classes in each volume."""
+        """Return the mean intensities (K,) of the first foreground classes in each volume."""
         return [
             class_means(image[inside > 0], label[inside > 0], num_labels)
             for image, label, inside in zip(self.images, self.labels, self.inside, strict=True)

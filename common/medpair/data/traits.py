@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medpair.data.card import CARD, part_of
-from medpair.data.cohort import Cohort, LabelledVolume
+from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
 from medpair.data.files import DataError
 
 # In standard deviations: no cohort of ours shows what lies beyond
@@ -112,7 +112,7 @@ def traits_of(card: Mapping[str, Any], key: str) -> Traits:
         DataError: if there are none, or they are not those of the card's classes.
     """
     traits = part_of(card, key, Traits.from_json)
-    classes = tuple(card["cohort"]["labels"][1:])
+    classes = cohort_of(card).labelled.labels[1:]
     if traits.names != classes:
         path = getattr(card, "path", CARD)
         raise DataError(
@@ -132,20 +132,20 @@ def class_sizes(label: np.ndarray, num_labels: int, voxel: float) -> np.ndarray:
     """Return (K,) logarithms of the volumes of the foreground classes.
 
     Args:
-        label: class indices.
+        label: class indices; those beyond K do not count.
         num_labels: K.
         voxel: volume of one, mm^3. Every class counts one more, for that of an absent class.
     """
-    counts = np.bincount(label.ravel(), minlength=num_labels + 1)[1:]
+    counts = np.bincount(label.ravel(), minlength=num_labels + 1)[1 : num_labels + 1]
     return np.log((counts + 1.0) * voxel)
 
 
 def class_means(image: np.ndarray, label: np.ndarray, num_labels: int) -> np.ndarray:
-    """Return (K,) mean intensities of the foreground classes; NaN for an absent one."""
+    """Return (K,) mean intensities of the first foreground classes; NaN for an absent one."""
     classes = label.ravel()
     voxels = np.bincount(classes, minlength=num_labels + 1)
     total = np.bincount(classes, image.ravel(), minlength=num_labels + 1)
-    return np.where(voxels > 0, total / np.maximum(voxels, 1), np.nan)[1:]
+    return np.where(voxels > 0, total / np.maximum(voxels, 1), np.nan)[1 : num_labels + 1]
 
 
 def wanted_scores(
@@ -184,14 +184,18 @@ def wanted_scores(
 
 def _sizes(volumes: Sequence[LabelledVolume], cohort: Cohort) -> np.ndarray:
     voxel = float(np.prod(cohort.spacing))
-    return np.stack([class_sizes(v.label, cohort.num_labels, voxel) for v in volumes])
+    known = cohort.labelled.num_labels
+    return np.stack([class_sizes(v.label, known, voxel) for v in volumes])
 
 
 def size_traits(
     volumes: Sequence[LabelledVolume], cohort: Cohort, wanted: bool = True
 ) -> Traits | None:
-    """Return how the classes' sizes vary in a cohort, or None where that is not ``wanted``."""
-    return Traits.fit(cohort.labels[1:], _sizes(volumes, cohort)) if wanted else None
+    """Return how the classes' sizes vary in a cohort, or None where that is not ``wanted``.
+
+    Not those of unlabelled tissue: how large a head is, jaw and all, would name the patient.
+    """
+    return Traits.fit(cohort.labelled.labels[1:], _sizes(volumes, cohort)) if wanted else None
 
 
 def size_scores(
@@ -206,13 +210,14 @@ def contrast_traits(
 ) -> Traits | None:
     """Return how the classes' mean intensities vary in a cohort, or None if not ``wanted``.
 
-    Not the background's: what surrounds the labels is whatever a patient has there, and its
-    brightness would name the patient.
+    Not the background's, nor those of the classes that it was divided into: what surrounds the
+    labels is whatever a patient has there, and its brightness would name the patient.
     """
     if not wanted:
         return None
-    means = [class_means(v.image, v.label, cohort.num_labels) for v in volumes]
-    return Traits.fit(cohort.labels[1:], np.stack(means))
+    labels = cohort.labelled.labels[1:]
+    means = [class_means(v.image, v.label, len(labels)) for v in volumes]
+    return Traits.fit(labels, np.stack(means))
 
 
 def traits_entry(traits: Traits | None) -> dict[str, Any] | None:

@@ -188,6 +188,7 @@ def require_agreement(
     dataset_dir: str | Path | Sequence[str | Path],
     label_group: str | None = None,
     images: bool = True,
+    unlabelled_classes: int = 0,
     **agreed: Any,
 ) -> None:
     """Refuse to join a federation whose settings are left to the site, or are not the site's.
@@ -201,12 +202,18 @@ def require_agreement(
         dataset_dir: the site's folder, or several.
         label_group: merge of labels.
         images: False where the images are not looked at.
+        unlabelled_classes: must be 0: each site would divide its backgrounds at other intensities.
         agreed: ``labels`` (class names, background first), ``spacing``, sizes by the name of their
             knob, and ``intensity``, which may be None unless the images are CT.
 
     Raises:
         DataError: names the knob or the file, what was expected and what was found.
     """
+    if unlabelled_classes:
+        raise DataError(
+            "unlabelled_classes: expected 0 in a federation, whose sites would divide what has no "
+            f"label at other intensities, found {unlabelled_classes}"
+        )
     for name, value in agreed.items():
         if value is None and name != "intensity":
             raise DataError(f"{name}: expected a value that all sites share, found null")

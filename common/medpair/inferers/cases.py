@@ -6,6 +6,7 @@ grid. The label map is kept; what is new is the image.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +37,11 @@ from medpair.data.full_range import full_range
 from medpair.data.labels import LabelMap, short_list, whole_values
 from medpair.data.patches import PAD_IMAGE, PAD_LABEL
 from medpair.data.slices import frame_box, framed, next_frame, unframed
+from medpair.data.unlabelled import joined
 from medpair.inferers.background import ONE_WRITER, Background
 from medpair.inferers.folder import SyntheticFolder, stored, wanted_range
+
+logger = logging.getLogger(__name__)
 
 
 class CaseVolumes(Dataset[dict[str, Any]]):
@@ -80,6 +84,14 @@ class CaseVolumes(Dataset[dict[str, Any]]):
         if unlabelled:
             raise DataError(f"{unlabelled[0].image}: expected a label map, found none listed")
         self.label_group = label_group
+        hidden = self.cohort.labels[self.cohort.labelled.num_labels + 1 :]
+        self.undivided = bool(hidden) and not {*hidden} <= {*self.labels.names}
+        if self.undivided and any(case.image is None for case in self.cases):
+            logger.warning(
+                "%s: no images, and labels without %s: what has no label is drawn without shape",
+                folder.root,
+                " and ".join(hidden),
+            )
         self.frames = [self._frame(label_of(case), frame, multiple) for case in self.cases]
 
     def __len__(self) -> int:
@@ -88,19 +100,38 @@ class CaseVolumes(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         case, frame = self.cases[index], self.frames[index]
         label, grid = self.read_label(case)
+        label = self.divided(case, label, grid)
         framed_label = torch.from_numpy(framed(label, frame, PAD_LABEL))[None]
         inside = torch.from_numpy(frame_box(label.shape, frame))[None]
         item = {"image": framed_label, "label": framed_label, "inside": inside, "index": index}
         if self.images:
-            assert case.image is not None
-            volume = read_volume(case.image)
-            require_same_grid(label_of(case), grid, volume)
-            image = volume.array
-            if not np.isfinite(image).all():
-                raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
-            unit = to_unit(image, *self.cohort.intensity)
+            unit = to_unit(self._read_image(case, grid), *self.cohort.intensity)
             item["image"] = torch.from_numpy(framed(unit, frame, PAD_IMAGE))[None]
         return item
+
+    def _read_image(self, case: Case, grid: Volume) -> np.ndarray:
+        """Return the image of a case, which is on the grid of its label map."""
+        assert case.image is not None
+        volume = read_volume(case.image)
+        require_same_grid(label_of(case), grid, volume)
+        if not np.isfinite(volume.array).all():
+            raise DataError(f"{case.image}: expected finite intensities, found NaN or infinity")
+        return volume.array
+
+    def divides(self, case: Case) -> bool:
+        """Return whether the case's image has to say where unlabelled tissue is."""
+        return self.undivided and case.image is not None
+
+    def divided(self, case: Case, label: np.ndarray, grid: Volume) -> np.ndarray:
+        """Return class indices with those of unlabelled tissue, for a network that knows them.
+
+        A generated label map has them; for a real one they are found in its image. Without an image
+        it stays as it is: networks are trained to do without them, too.
+        """
+        if not self.divides(case):
+            return label
+        image = self._read_image(case, grid)
+        return self.cohort.divide(to_unit(image, *self.cohort.range_of(image)), label)
 
     def _frame(self, path: Path, frame: Sequence[int], multiple: int) -> tuple[int, int, int]:
         """Return the frame of a label map; refuse one on another scale than the training's."""
@@ -218,6 +249,8 @@ class CaseWriter:
         split: list of ``dataset.json`` that the pairs go into.
         fill_range: stretch the ends of each image to the range that every training volume fills
             (``full_range``); CT numbers stay as they are.
+        keep_unlabelled: whether label maps keep the classes of unlabelled tissue, which the next
+            stage needs; of a network that knows none it says nothing.
 
     Raises:
         DataError: if the folder holds pairs made otherwise, or from other label maps.
@@ -235,9 +268,11 @@ class CaseWriter:
         start_index: int = 0,
         split: str = "training",
         fill_range: bool = False,
+        keep_unlabelled: bool = False,
     ) -> None:
-        if not isinstance(fill_range, bool):  # the text "false" would count as true
-            raise ValueError(f"fill_range: expected True or False, found {fill_range!r}")
+        for name, value in (("fill_range", fill_range), ("keep_unlabelled", keep_unlabelled)):
+            if not isinstance(value, bool):  # the text "false" would count as true
+                raise ValueError(f"{name}: expected True or False, found {value!r}")
         self.cases = cases
         self.cohort = cohort_of(card)
         self.fill_range = fill_range and self.cohort.channel.upper() != CT
@@ -255,13 +290,15 @@ class CaseWriter:
             "weights_sha256": file_sha256(weights),
             "label_group_of_input": cases.label_group,
             **({"fill_range": True} if self.fill_range else {}),
+            **({"keep_unlabelled": keep_unlabelled} if self.cohort.unlabelled else {}),
             **inferer.origin(),
         }
         self.background = Background(ONE_WRITER)
         names = [case.name for case in cases.cases]
         if Path(output_dir).resolve() == cases.root.resolve():
             raise DataError(f"{output_dir}: expected another folder than the input's, found it")
-        self.folder = SyntheticFolder(output_dir, self.cohort, origin, split, names=names)
+        self.written = self.cohort if keep_unlabelled else self.cohort.labelled
+        self.folder = SyntheticFolder(output_dir, self.written, origin, split, names=names)
 
     def missing(self) -> list[int]:
         """Return the wanted indices that are not there yet; refuse those made of other input."""
@@ -305,15 +342,21 @@ class CaseWriter:
         return self.folder.complete()
 
     def _write(self, index: int, frame: np.ndarray) -> None:
-        label, volume = self.cases.read_label(self.cases.cases[index])
+        case = self.cases.cases[index]
+        label, volume = self.cases.read_label(case)
+        label = self.cases.divided(case, label, volume)
         low, high = self.cohort.intensity
         unit = unframed(frame, label.shape).astype(np.float64)
-        image = from_unit(full_range(unit, label) if self.fill_range else unit, low, high)
+        if self.fill_range:
+            # fat and vessels, which fill the range, are among what has no label
+            unit = full_range(unit, joined(label, self.cohort.labelled.num_labels))
+        image = from_unit(unit, low, high)
         root, paths = self.folder.root, self.folder.paths(index)
         geometry = (volume.affine, volume.orientation)
         pixels = Volume(stored(image, low, high), *geometry)
         write_volume(root / paths["image"], pixels, np.int16)
-        write_volume(root / paths["label"], Volume(label, *geometry))
+        kept = joined(label, self.written.num_labels)
+        write_volume(root / paths["label"], Volume(kept, *geometry))
         self.folder.finish_case(
             index, input_sha256=self._input_hashes(index), made_from=self._earlier(index)
         )
@@ -322,7 +365,7 @@ class CaseWriter:
         """Return the files that the pair depends on: the label map, and the earlier image."""
         case = self.cases.cases[index]
         files = {"label": label_of(case)}
-        if self.cases.images and case.image is not None:
+        if case.image is not None and (self.cases.images or self.cases.divides(case)):
             files["image"] = case.image
         return files
 

@@ -42,7 +42,9 @@ def compare_with_real(
     if dataset_dir is None:
         raise DataError("dataset_dir: expected the real cohort to compare with, found none")
     cohort, axis = writer.cohort, writer.inferer.axis
-    real, volumes = read_cohort(dataset_dir, label_group, cohort.spacing, split)
+    real, volumes = read_cohort(
+        dataset_dir, label_group, cohort.spacing, split, unlabelled=cohort.unlabelled
+    )
     if real.labels[1:] != cohort.labels[1:]:  # the background's name is free
         raise DataError(
             f"{dataset_dir}: expected the labels {list(cohort.labels)}, found {list(real.labels)}"

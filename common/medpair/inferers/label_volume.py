@@ -23,6 +23,7 @@ from medpair.data.patches import PAD_LABEL, extract
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import Box, framed
 from medpair.data.traits import Traits, traits_of, wanted_scores
+from medpair.data.unlabelled import joined
 from medpair.diffusion.solvers import Solver
 from medpair.inferers.label_growth import BACKWARD, FORWARD, SIZES, START, Growth, Window
 from medpair.inferers.label_windows import WindowDenoiser, require_sequence
@@ -50,9 +51,13 @@ def _reference(**content: Any) -> LabelReference:
 def reference_of(
     volumes: Sequence[LabelledVolume], cohort: Cohort, frame: Sequence[int], axis: int
 ) -> dict[str, Any]:
-    """Return what is remembered of the training labels, as the frame shows them, for the card."""
-    labels = [framed(volume.label, frame, PAD_LABEL) for volume in volumes]
-    shapes = [label_shape(label, cohort.num_labels, cohort.spacing, axis) for label in labels]
+    """Return what is remembered of the training labels, as the frame shows them, for the card.
+
+    What has no label has no shape either: a neck may end anywhere, in as many pieces as it likes.
+    """
+    known = cohort.labelled.num_labels
+    labels = [joined(framed(volume.label, frame, PAD_LABEL), known) for volume in volumes]
+    shapes = [label_shape(label, known, cohort.spacing, axis) for label in labels]
     return label_reference(shapes).to_json()
 
 
@@ -229,5 +234,7 @@ class LabelVolumeInferer(WindowDenoiser):
         return volume.extensions(number, self.window, self.overlap)
 
     def _reasons(self, label: np.ndarray) -> list[str]:
-        shape = label_shape(label, self.cohort.num_labels, self.cohort.spacing, self.axis)
-        return implausible(shape, self.reference, names=self.cohort.labels[1:])
+        known = self.cohort.labelled
+        label = joined(label, known.num_labels)
+        shape = label_shape(label, known.num_labels, known.spacing, self.axis)
+        return implausible(shape, self.reference, names=known.labels[1:])

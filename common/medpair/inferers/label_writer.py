@@ -14,6 +14,7 @@ from medpair.data.cohort import cohort_of
 from medpair.data.files import Volume, file_sha256, write_volume
 from medpair.data.sampling import numpy_generator
 from medpair.data.slices import frame_box, unframed
+from medpair.data.unlabelled import joined
 from medpair.inferers.folder import SyntheticFolder, centred_affine, wanted_range
 from medpair.inferers.label_volume import LabelVolumeInferer
 
@@ -113,6 +114,8 @@ class LabelVolumeWriter:
         Beyond every size of the cohort the image generators have seen padding alone: what is kept
         there has no image.
         """
+        # necks and shoulders reach as far as the volume does, whatever its size
+        framed = joined(framed, self.cohort.labelled.num_labels)
         most = SPECKS * np.count_nonzero(framed)
         # as often as in the cohort: a size of many volumes stands there many times
         sizes = sorted(self._fitted(size, framed.shape) for size in self.cohort.sizes)

@@ -203,7 +203,7 @@ class ImageSequenceGenerator(nn.Module):
             past: (B, tau, H, W) the images before, the last one at the end; default there is none.
             available: (B, tau) 0 where there is no such image; default as ``past``.
             position: (B,) place of the slice, relative to the volume's height.
-            contrast: (B, num_classes - 1) mean intensity of each foreground class in the volume, as
+            contrast: (B, K) mean intensity of the first K foreground classes in the volume, as
                 scores of ``Traits``, for a network that is told it; default the cohort's means.
 
         Returns:
@@ -233,7 +233,7 @@ class ImageSequenceGenerator(nn.Module):
         if self.contrast:
             scores = labels.new_zeros(b, self.num_classes)  # 0 in the background
             if contrast is not None:
-                scores[:, 1:] = contrast.to(labels)
+                scores[:, 1 : 1 + contrast.shape[1]] = contrast.to(labels)
             now = label[:, self.radius].long().flatten(1)
             painted = scores.gather(1, now).view(b, 1, height, width)
             labels = torch.cat([labels, painted], dim=1)

@@ -1,0 +1,177 @@
+"""Classes of what has no label: thresholds, the division, and what the cohort remembers of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import tiny_dataset
+
+from medpair.data.cohort import Cohort, LabelledVolume, read_cohort
+from medpair.data.deform import Deformation, deformed_copies
+from medpair.data.files import DataError, read_json, write_json
+from medpair.data.slice_pairs import FramedPairs
+from medpair.data.traits import contrast_traits, size_scores, size_traits
+from medpair.data.unlabelled import divided, find_thresholds, joined
+
+SIZE = (24, 20, 16)
+
+
+def slabs(noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image of air, muscle and fat side by side with an organ within, and its label."""
+    image = np.full(SIZE, -1.0, np.float32)
+    image[8:16], image[16:] = -0.1, 0.7
+    label = np.zeros(SIZE, np.uint8)
+    label[10:14, 8:12, 6:10] = 1
+    image[label > 0] = 0.3
+    rng = np.random.default_rng(seed)
+    return np.clip(image + rng.normal(0, noise, SIZE).astype(np.float32), -1, 1), label
+
+
+def test_thresholds_lie_between_tissues_of_noisy_images() -> None:
+    cohort = [slabs(0.1, seed) for seed in range(3)]
+    low, high = find_thresholds(cohort, 2)
+    assert -0.9 < low < -0.2
+    assert 0.0 < high < 0.6
+
+
+def test_one_class_is_otsus_threshold() -> None:
+    """Of two intensities in equal numbers any value between them is Otsu's."""
+    image = np.full(SIZE, -0.8, np.float32)
+    image[12:] = 0.4
+    (threshold,) = find_thresholds([(image, np.zeros(SIZE, np.uint8))], 1)
+    assert -0.8 < threshold < 0.4
+
+
+def test_what_has_a_label_does_not_move_the_thresholds() -> None:
+    image, label = slabs()
+    label = label.copy()
+    label[:, :, 8:] = 1
+    other = image.copy()
+    other[:, :, 11:] = 1.0  # labelled, and too far from the rest to reach it by smoothing
+    assert find_thresholds([(image, label)], 2) == find_thresholds([(other, label)], 2)
+
+
+def test_tissues_get_classes_and_labels_stay() -> None:
+    image, label = slabs(0.05)
+    result = divided(image, label, (-0.5, 0.3), 2)
+    np.testing.assert_array_equal(result[label > 0], label[label > 0])
+    assert (result[:6] == 0).all()
+    assert (result[18:] == 3).all()
+    inner = np.zeros(SIZE, bool)
+    inner[10:14] = True
+    assert (result[inner & (label == 0)] == 2).mean() > 0.9  # the organ's rim is brighter
+    np.testing.assert_array_equal(joined(result, 1), label)
+    assert divided(image, label, (), 2) is label
+
+
+def test_many_classes_need_more_than_a_byte() -> None:
+    image, label = slabs()
+    assert divided(image, label, (0.0,), 255).dtype == np.uint8
+    result = divided(image, label, (0.0, 0.5), 255)
+    assert result.dtype == np.uint16
+    assert result.max() == 256
+
+
+def test_a_background_of_one_intensity_cannot_be_divided() -> None:
+    with pytest.raises(ValueError, match=r"more than 2 intensities to be divided, found 1"):
+        find_thresholds([(np.full(SIZE, -1.0), np.zeros(SIZE, np.uint8))], 2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_dataset(tmp_path / "set", size=SIZE)
+
+
+def test_a_cohort_remembers_how_it_was_divided(folder: Path) -> None:
+    plain, before = read_cohort(folder)
+    cohort, volumes = read_cohort(folder, unlabelled_classes=2)
+    assert cohort.labels == (*plain.labels, "unlabelled_1", "unlabelled_2")
+    assert cohort.labelled == plain
+    assert Cohort.from_json(cohort.to_json()) == cohort
+    assert "unlabelled" not in plain.to_json()  # older versions read such cards
+    for one, other in zip(before, volumes, strict=True):
+        np.testing.assert_array_equal(joined(other.label, plain.num_labels), one.label)
+        np.testing.assert_array_equal(cohort.divide(one.image, one.label), other.label)
+    assert max(volume.label.max() for volume in volumes) == cohort.num_labels
+
+
+def test_another_split_is_divided_at_the_same_intensities(folder: Path) -> None:
+    cohort, _ = read_cohort(folder, unlabelled_classes=2)
+    again, _ = read_cohort(folder, split="validation", unlabelled=cohort.unlabelled)
+    assert again.unlabelled == cohort.unlabelled
+    assert again.labels == cohort.labels
+
+
+@pytest.mark.parametrize("count", [-1, 5, 1.5, True, "2"])
+def test_what_is_no_number_of_classes_is_refused(folder: Path, count: object) -> None:
+    with pytest.raises(ValueError, match="unlabelled_classes: expected a whole number from 0 to 4"):
+        read_cohort(folder, unlabelled_classes=count)  # type: ignore[arg-type]
+
+
+def test_a_label_of_that_name_is_refused(folder: Path) -> None:
+    path = folder / "dataset.json"
+    content = read_json(path)
+    content["labels"] = {"background": 0, "unlabelled_1": 1, "class_2": 2}
+    write_json(path, content)
+    with pytest.raises(DataError, match=r"dataset.json: labels: .*found \['unlabelled_1'\]"):
+        read_cohort(folder, unlabelled_classes=1)
+
+
+def test_sizes_and_brightness_of_what_has_no_label_are_not_told(folder: Path) -> None:
+    """A head's size, jaw and all, would name the patient."""
+    plain, before = read_cohort(folder)
+    cohort, volumes = read_cohort(folder, unlabelled_classes=2)
+    assert size_traits(volumes, cohort) == size_traits(before, plain)
+    assert contrast_traits(volumes, cohort) == contrast_traits(before, plain)
+    traits = size_traits(volumes, cohort)
+    scores, expected = size_scores(volumes, cohort, traits), size_scores(before, plain, traits)
+    assert scores is not None
+    np.testing.assert_array_equal(scores, expected)
+
+
+def test_deformed_copies_are_divided_as_their_images_say(folder: Path) -> None:
+    cohort, _ = read_cohort(folder, unlabelled_classes=2)
+    copies = deformed_copies(folder, None, cohort, Deformation(copies=1))
+    plain = deformed_copies(folder, None, cohort.labelled, Deformation(copies=1))
+    for copy, bare in zip(copies, plain, strict=True):
+        np.testing.assert_array_equal(copy.image, bare.image)
+        np.testing.assert_array_equal(copy.label, cohort.divide(bare.image, bare.label))
+        assert copy.label.max() == cohort.num_labels
+
+
+def test_withheld_classes_are_background_in_that_share_of_draws(folder: Path) -> None:
+    cohort, volumes = read_cohort(folder, unlabelled_classes=2)
+
+    def shares(withheld: float, count: int) -> float:
+        pairs = FramedPairs(volumes, SIZE, (), cohort, withheld)
+        rng = np.random.default_rng(0)
+        labels = [pairs.draw(rng, 0)[0][1] for _ in range(count)]
+        return float(np.mean([label.max() <= cohort.labelled.num_labels for label in labels]))
+
+    assert shares(0.0, 5) == 0.0
+    assert shares(1.0, 5) == 1.0
+    assert 0.15 < shares(0.3, 200) < 0.45
+    with pytest.raises(ValueError, match="unlabelled_dropout: expected a share of 0 to 1"):
+        FramedPairs(volumes, SIZE, (), cohort, 1.5)
+
+
+def test_without_such_classes_nothing_is_drawn_otherwise(folder: Path) -> None:
+    """Trainings of earlier versions go on with the same items."""
+    cohort, volumes = read_cohort(folder)
+    one, other = (FramedPairs(volumes, SIZE, (0,), c, w) for c, w in ((None, 0.0), (cohort, 0.9)))
+    for seed in range(5):
+        drawn = [p.draw(np.random.default_rng(seed), 1)[0] for p in (one, other)]
+        for first, second in zip(*drawn, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+def test_ct_is_divided_on_the_cohorts_scale(folder: Path) -> None:
+    path = folder / "dataset.json"
+    write_json(path, {**read_json(path), "channel_names": {"0": "CT"}})
+    cohort, volumes = read_cohort(folder, unlabelled_classes=1)
+    assert cohort.range_of(np.zeros(SIZE)) == cohort.intensity
+    assert all(isinstance(volume, LabelledVolume) for volume in volumes)
+    (copy, *_) = deformed_copies(folder, None, cohort, Deformation(copies=1))
+    assert set(np.unique(copy.label)) <= {*range(len(cohort.labels))}
