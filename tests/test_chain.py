@@ -185,6 +185,7 @@ def test_the_verb_passes_on_what_was_said(
         dataset_dir="set",
         spacing="2,2,3",
         slicing_axis="sagittal",
+        unlabelled_classes=2,
         seed=4,
         device="cpu",
         options={IMAGES: {"direction": "backward"}},
@@ -194,6 +195,7 @@ def test_the_verb_passes_on_what_was_said(
     first, second, _, fourth = (knobs for _, _, knobs in commands[:4])
     expected = {"spacing": [2, 2, 3], "slicing_axis": "sagittal", "device": "cpu"}
     assert expected.items() <= first.items()
+    assert [knobs.get("unlabelled_classes") for _, _, knobs in commands[::2]] == [2, 2, 2]
     assert first["dataset_dir"] == "set"
     assert {"num_samples": 3, "seed": 4, "device": "cpu"}.items() <= second.items()
     assert fourth["direction"] == "backward"

@@ -371,6 +371,18 @@ def test_ct_needs_one_range_for_all_sites(tmp_path: Path, key: str) -> None:
     assert -1 < max(volume.image.min() for volume in volumes) < 1  # not each its own range
 
 
+@pytest.mark.parametrize(
+    "bundle", ["medgen3d_mcdpm", "medgen3d_vid2vid", "medgen3d_semantic_refiner"]
+)
+def test_sites_do_not_divide_what_has_no_label(
+    bundle: str, sites: list[str], tmp_path: Path
+) -> None:
+    knobs = {"dataset_dir": sites[0], **BUNDLES[bundle], "unlabelled_classes": 2}
+    with pytest.raises(RuntimeError) as caught:
+        client(bundle, output_dir=str(tmp_path), **knobs)
+    assert "unlabelled_classes: expected 0 in a federation" in refusal(caught)
+
+
 def test_rounds_beyond_the_plan_and_other_runs_are_refused(
     sites: list[str], tmp_path: Path
 ) -> None:

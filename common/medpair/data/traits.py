@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medpair.data.card import CARD, part_of
-from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
+from medpair.data.cohort import Cohort, LabelledVolume
 from medpair.data.files import DataError
 
 # In standard deviations: no cohort of ours shows what lies beyond
@@ -112,7 +112,9 @@ def traits_of(card: Mapping[str, Any], key: str) -> Traits:
         DataError: if there are none, or they are not those of the card's classes.
     """
     traits = part_of(card, key, Traits.from_json)
-    classes = cohort_of(card).labelled.labels[1:]
+    cohort = card["cohort"]
+    known = len(cohort["labels"]) - len(cohort.get("unlabelled", ()))
+    classes = tuple(cohort["labels"][1:known])
     if traits.names != classes:
         path = getattr(card, "path", CARD)
         raise DataError(

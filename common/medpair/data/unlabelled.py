@@ -60,7 +60,7 @@ def find_thresholds(
     edges = np.linspace(-1.0, 1.0, BINS + 1)
     counts = np.zeros(BINS, np.int64)
     for image, label in pairs:
-        counts += np.histogram(_smooth(image)[label == 0], edges)[0]
+        counts += np.histogram(_smooth(image, label)[label == 0], edges)[0]
     if np.count_nonzero(counts) <= count:
         raise ValueError(
             f"unlabelled_classes: expected a background of more than {count} intensities to be "
@@ -85,7 +85,7 @@ def divided(
     """
     if not thresholds:
         return label
-    number = np.digitize(_smooth(image), thresholds)
+    number = np.digitize(_smooth(image, label), thresholds)
     dtype = np.uint8 if first + len(thresholds) <= 256 else np.uint16
     tissue = np.where(number > 0, first + number - 1, 0).astype(dtype)
     return np.where(label > 0, label.astype(dtype), tissue)
@@ -96,5 +96,12 @@ def joined(label: np.ndarray, num_labels: int) -> np.ndarray:
     return np.where(label > num_labels, 0, label).astype(label.dtype)
 
 
-def _smooth(image: np.ndarray) -> np.ndarray:
-    return gaussian_filter(np.asarray(image, np.float32), SMOOTHING, mode="nearest")
+def _smooth(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return what has no label (W, H, D) smoothed; labelled tissue is no part of its means.
+
+    A brain would else shine into the bone around it, and a brain without its skull have a rim.
+    """
+    share = gaussian_filter((label == 0).astype(np.float32), SMOOTHING, mode="nearest")
+    kept = np.where(label == 0, image, 0).astype(np.float32)
+    total = gaussian_filter(kept, SMOOTHING, mode="nearest")
+    return np.divide(total, share, out=kept, where=(label == 0) & (share > 0))
