@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.conftest import tiny_dataset
 
-from medpair.data.cohort import Cohort, LabelledVolume, read_cohort
+from medpair.data.cohort import Cohort, LabelledVolume, cohort_of, read_card, read_cohort
 from medpair.data.deform import Deformation, deformed_copies
 from medpair.data.files import DataError, read_json, write_json
 from medpair.data.slice_pairs import FramedPairs
@@ -104,6 +105,16 @@ def test_another_split_is_divided_at_the_same_intensities(folder: Path) -> None:
     again, _ = read_cohort(folder, split="validation", unlabelled=cohort.unlabelled)
     assert again.unlabelled == cohort.unlabelled
     assert again.labels == cohort.labels
+
+
+@pytest.mark.parametrize("wrong", [[0.3, 0.1], [0.1, 0.1], [0.0, 0.1, 0.2], ["dark"], 3])
+def test_a_card_that_cannot_be_is_refused(folder: Path, tmp_path: Path, wrong: object) -> None:
+    cohort, _ = read_cohort(folder)
+    path = tmp_path / "model.json"
+    write_json(path, {"cohort": {**cohort.to_json(), "unlabelled": wrong}})
+    torch.save({}, tmp_path / "model.pt")
+    with pytest.raises(DataError, match=r"model.json: cohort: "):
+        cohort_of(read_card(tmp_path / "model.pt"))
 
 
 @pytest.mark.parametrize("count", [-1, 5, 1.5, True, "2"])

@@ -362,6 +362,13 @@ def cohort_of(card: Mapping[str, Any]) -> Cohort:
             raise ValueError(f"intensity: expected a range, found {low} to {high}")
         if not cohort.sizes:
             raise ValueError("sizes: expected those of the training volumes, found none")
+        divided = list(cohort.unlabelled)
+        rising = all(low < high for low, high in zip([-2.0, *divided], divided, strict=False))
+        if not rising or len(divided) >= len(cohort.labels):
+            raise ValueError(
+                "unlabelled: expected rising intensities, fewer than labels, found "
+                f"{divided} beside {len(cohort.labels)} labels"
+            )
         texts = (cohort.name, cohort.licence, cohort.channel, cohort.label_group or "")
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"name, licence, channel, label_group: expected text, found {texts}")
