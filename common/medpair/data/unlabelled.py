@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from skimage.filters import threshold_multiotsu
 
 # Voxels (standard deviation): noise must not decide what a voxel is
 SMOOTHING = 0.8
@@ -57,6 +56,9 @@ def find_thresholds(
     Raises:
         ValueError: if the background has fewer intensities than that takes.
     """
+    # here alone: whoever reads a cohort would else need the package, and wait for it
+    from skimage.filters import threshold_multiotsu
+
     edges = np.linspace(-1.0, 1.0, BINS + 1)
     counts = np.zeros(BINS, np.int64)
     for image, label in pairs:
