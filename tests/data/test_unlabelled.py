@@ -9,9 +9,10 @@ import pytest
 import torch
 from tests.conftest import tiny_dataset
 
-from medpair.data.cohort import Cohort, LabelledVolume, cohort_of, read_card, read_cohort
+from medpair.data.cohort import Cohort, cohort_of, read_card, read_cohort
+from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.deform import Deformation, deformed_copies
-from medpair.data.files import DataError, read_json, write_json
+from medpair.data.files import DataError, Volume, read_json, write_json, write_volume
 from medpair.data.slice_pairs import FramedPairs
 from medpair.data.traits import contrast_traits, size_scores, size_traits
 from medpair.data.unlabelled import divided, find_thresholds, joined
@@ -180,11 +181,28 @@ def test_without_such_classes_nothing_is_drawn_otherwise(folder: Path) -> None:
             np.testing.assert_array_equal(first, second)
 
 
-def test_ct_is_divided_on_the_cohorts_scale(folder: Path) -> None:
-    path = folder / "dataset.json"
-    write_json(path, {**read_json(path), "channel_names": {"0": "CT"}})
-    cohort, volumes = read_cohort(folder, unlabelled_classes=1)
-    assert cohort.range_of(np.zeros(SIZE)) == cohort.intensity
-    assert all(isinstance(volume, LabelledVolume) for volume in volumes)
-    (copy, *_) = deformed_copies(folder, None, cohort, Deformation(copies=1))
-    assert set(np.unique(copy.label)) <= {*range(len(cohort.labels))}
+def test_ct_is_divided_at_the_same_numbers_in_every_volume(tmp_path: Path) -> None:
+    """A bright implant in one volume changes its own range, but no CT number of its tissues."""
+    organ = slabs()[1]
+    tissue = np.full(SIZE, -1000.0)
+    tissue[8:16], tissue[16:] = -100.0, 50.0
+    implant = tissue.copy()
+    implant[18:, :4] = 3000.0
+    for name, image in (("case_a", tissue), ("case_b", tissue), ("case_c", implant)):
+        paths = entry(name)
+        write_volume(tmp_path / paths["image"], Volume(image.astype(np.int16), np.eye(4)))
+        write_volume(tmp_path / paths["label"], Volume(organ, np.eye(4)))
+    cases = {"training": [entry(f"case_{letter}") for letter in "abc"]}
+    labels = {"background": 0, "organ": 1}
+
+    def classes(channel: str) -> list[np.ndarray]:
+        write_dataset_json(tmp_path, "chest", labels, cases, {"0": channel})
+        _, volumes = read_cohort(tmp_path, unlabelled_classes=2)
+        return [volume.label[:16] for volume in volumes]  # away from the implant
+
+    plain, _, bright = classes("CT")
+    np.testing.assert_array_equal(plain, bright)
+    assert (plain[:7] == 0).all()
+    assert (plain[9:15][organ[9:15] == 0] == 2).all()
+    plain, _, bright = classes("MRI")  # each volume on its own range
+    assert (plain != bright).any()

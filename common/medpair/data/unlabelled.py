@@ -26,15 +26,17 @@ MOST = 4
 PREFIX = "unlabelled_"
 
 
-def require_count(count: int, name: str = "unlabelled_classes") -> None:
+def require_count(count: int) -> None:
     """Refuse what is no number of classes.
 
     Raises:
-        ValueError: names the knob.
+        ValueError: if it is none.
     """
     whole = isinstance(count, int) and not isinstance(count, bool)
     if not whole or not 0 <= count <= MOST:
-        raise ValueError(f"{name}: expected a whole number from 0 to {MOST}, found {count!r}")
+        raise ValueError(
+            f"unlabelled_classes: expected a whole number from 0 to {MOST}, found {count!r}"
+        )
 
 
 def class_names(count: int) -> tuple[str, ...]:
