@@ -17,18 +17,11 @@ from monai.transforms import Compose, Invertd
 from scipy.spatial.transform import Rotation
 from tests.conftest import tiny_dataset
 
-from medpair.data.cohort import (
-    Cohort,
-    from_unit,
-    read_card,
-    read_cohort,
-    resample,
-    resampled_size,
-    robust_range,
-    to_unit,
-)
+from medpair.data.cohort import Cohort, read_card, read_cohort
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_grid, read_json, read_volume, write_volume
+from medpair.data.intensity import from_unit, robust_range, to_unit
+from medpair.data.resampling import resample, resampled_size
 from medpair.data.segmentation import load_items, read_task
 
 SEGMENTER = Path(__file__).parents[2] / "bundles" / "unet_segmentation" / "configs"

@@ -11,7 +11,7 @@ from scipy.ndimage import label as scipy_label
 from scipy.ndimage import map_coordinates
 from tests.damage import edit_json
 
-from medpair.data.cohort import LabelledVolume, read_cohort, robust_range, to_unit
+from medpair.data.cohort import LabelledVolume, read_cohort
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.deform import (
     Deformation,
@@ -21,6 +21,7 @@ from medpair.data.deform import (
     sample,
 )
 from medpair.data.files import Volume, write_volume
+from medpair.data.intensity import robust_range, to_unit
 from medpair.data.phantoms.cohort import KINDS
 from medpair.data.sampling import case_counter, numpy_generator
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medpair.data.cohort import robust_range, to_unit
 from medpair.data.full_range import full_range
+from medpair.data.intensity import robust_range, to_unit
 
 
 def nothing(image: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ from medpair.data.cohort import Cohort
 from medpair.data.dataset import write_dataset_json
 from medpair.data.files import DataError, Volume, read_grid, read_json, read_volume, write_volume
 from medpair.data.slices import framed
-from medpair.inferers.cases import CaseVolumes, CaseWriter, FrameBatches
+from medpair.inferers.case_writer import CaseWriter, FrameBatches
+from medpair.inferers.cases import CaseVolumes
 
 FRAME = (16, 16, 16)
 SIZES = ((16, 14, 12), (16, 18, 12), (10, 9, 8), (17, 16, 20), (12, 12, 12))
@@ -249,7 +250,7 @@ def test_what_fails_beside_the_computation_is_not_passed_over(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medpair.inferers.cases.write_volume", full)
+    monkeypatch.setattr("medpair.inferers.case_writer.write_volume", full)
     writer({"pred": torch.zeros(1, *FRAME), "index": 1})
     with pytest.raises(OSError, match="No space left"):
         writer.complete()

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.transforms import Spacing
-from torch import Tensor
 
 from medpair.data.card import (
     Card,
@@ -23,25 +18,16 @@ from medpair.data.card import (
     part_of,
     read_plain_card,
 )
-from medpair.data.check_header import AFFINE_TOLERANCE, MAX_VOXELS, matrix
+from medpair.data.check_header import AFFINE_TOLERANCE, matrix
 from medpair.data.dataset import Case, load_dataset
-from medpair.data.faults import numbers
 from medpair.data.files import DataError, Volume, read_grid, read_volume
+from medpair.data.intensity import CT, LEAST_CT_NUMBER, robust_range, to_unit
 from medpair.data.labels import LabelMap, whole_values
+from medpair.data.resampling import resample
 from medpair.data.spellings import channels_of, licence_of
 from medpair.data.unlabelled import class_names, divided, find_thresholds, require_count
 
 logger = logging.getLogger(__name__)
-
-Array = TypeVar("Array", np.ndarray, Tensor)
-
-# The robust range of a volume: a few hot voxels or a wide empty margin must not set the scale.
-ROBUST_PERCENTILES = (0.5, 99.5)
-# CT numbers mean the same in every volume: one range for all; below air lies only padding. The
-# channel's name says what is CT, as in nnU-Net.
-CT, LEAST_CT_NUMBER = "CT", -1024.0
-# Two spacings closer than this (relative) are the same grid: headers carry rounding.
-SPACING_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -128,69 +114,6 @@ class LabelledVolume:
     image: np.ndarray
     label: np.ndarray
     case: str = ""
-
-
-def robust_range(image: np.ndarray) -> tuple[float, float]:
-    """Return the 0.5th and 99.5th percentile: what becomes -1 and 1.
-
-    Where these are equal, minimum and maximum take their place; of an image with one intensity,
-    that intensity and one more, so that it becomes -1 everywhere: the darkest, as padding is.
-    """
-    low, high = (float(value) for value in np.percentile(image, ROBUST_PERCENTILES))
-    if high <= low:
-        low, high = float(image.min()), float(image.max())
-    # a constant image has no scale: everything maps to the low end
-    return (low, high) if high > low else (low, low + 1.0)
-
-
-def to_unit(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map ``low..high`` to -1..1 and clip."""
-    return np.clip((image - low) * (2.0 / (high - low)) - 1.0, -1.0, 1.0).astype(np.float32)
-
-
-def from_unit(image: Array, low: float, high: float) -> Array:
-    """Map -1..1 to ``low..high``."""
-    return (image + 1.0) * (0.5 * (high - low)) + low
-
-
-def resampled_size(
-    size: Sequence[int], old: Sequence[float], new: Sequence[float], source: str = "spacing"
-) -> list[int]:
-    """Return the size of a volume that is brought from one spacing to another.
-
-    Raises:
-        DataError: if it would have more voxels than a volume may have; names ``source``.
-    """
-    result = [int(np.round((n - 1) * a / b + 1)) for n, a, b in zip(size, old, new, strict=True)]
-    if math.prod(result) > MAX_VOXELS:
-        raise DataError(
-            f"{source}: expected at most {MAX_VOXELS} voxels at {numbers(new)} mm, found "
-            f"{tuple(result)} made of {tuple(size)} at {numbers(old)} mm"
-        )
-    return result
-
-
-def same_spacing(old: Sequence[float], new: Sequence[float]) -> bool:
-    """Tell whether a volume of one spacing counts as one of another, and is not resampled."""
-    return bool(np.allclose(old, new, rtol=SPACING_TOLERANCE))
-
-
-def resample(
-    array: np.ndarray, old: Sequence[float], new: Sequence[float], order: int
-) -> np.ndarray:
-    """Resample (W, H, D) from one spacing to another; ``order`` 1 for images, 0 for labels.
-
-    The grid is that of MONAI's ``Spacing``, with which segmenters are trained: the first voxel
-    keeps its place. Were every second voxel taken there and the mean of eight here, a segmenter
-    would find generated images smoother than real ones, and their labels half a voxel off.
-    """
-    if same_spacing(old, new):
-        return array
-    resampled_size(array.shape, old, new)
-    spacing = Spacing(new, mode="bilinear" if order else "nearest", padding_mode="border")
-    affine = torch.diag(torch.tensor([*old, 1.0], dtype=torch.float64))
-    volume = MetaTensor(np.ascontiguousarray(array, np.float32)[None], affine=affine)
-    return spacing(volume)[0].numpy().astype(array.dtype)
 
 
 def read_cohort(

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from medpair.data.cohort import Cohort, LabelledVolume, read_pair, resampled_size, to_unit
+from medpair.data.cohort import Cohort, LabelledVolume, read_pair
 from medpair.data.dataset import load_dataset
+from medpair.data.intensity import to_unit
+from medpair.data.resampling import resampled_size
 from medpair.data.sampling import case_counter, numpy_generator
 
 # The bend is drawn at nodes so far apart (mm) and interpolated by cubic splines: smooth, and finer

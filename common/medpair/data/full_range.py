@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medpair.data.cohort import ROBUST_PERCENTILES
+from medpair.data.intensity import ROBUST_PERCENTILES
 
 # Beyond these percentiles an image may be stretched, and so much at most.
 TAIL_PERCENTILES = (2.0, 98.0)

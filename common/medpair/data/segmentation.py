@@ -14,11 +14,12 @@ from monai.transforms import Compose, MapTransform, RandAffined, RandomizableTra
 from monai.transforms.utils import get_largest_connected_component_mask
 
 from medpair.data.card import Card, check_classes, check_spacing, part_of, read_plain_card
-from medpair.data.cohort import SPACING_TOLERANCE, robust_range
 from medpair.data.dataset import Case, as_folders, load_dataset
 from medpair.data.files import DataError, read_grid, read_volume
 from medpair.data.folders import MaxCases, draw_cases, limits
+from medpair.data.intensity import robust_range
 from medpair.data.labels import LabelMap, whole_values
+from medpair.data.resampling import SPACING_TOLERANCE
 from medpair.data.sampling import derive_seed
 
 

@@ -20,8 +20,8 @@ class StraightGridd(MapTransform, InvertibleTransform):
     parallel to those of the old, to 1e-8. The float32 header of a grid turned about two axes does
     not hold its angles to that; the new grid is then laid around the old one's centre, up to half
     a voxel off, without a word. Generators resample by voxel sizes alone
-    (``medpair.data.cohort.resample``): with this before ``Spacingd`` segmenters see what they see.
-    Voxels stay as they are, and so do their sizes; axes that are sheared count as straight, as
+    (``medpair.data.resampling.resample``): with this before ``Spacingd`` segmenters see what they
+    see. Voxels stay as they are, and so do their sizes; axes that are sheared count as straight, as
     they do there. The inverse gives the file's own affine back.
 
     Args:

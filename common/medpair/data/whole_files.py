@@ -8,8 +8,8 @@ from typing import Any
 
 from monai.transforms import MapTransform
 
-from medpair.data.cohort import resampled_size
 from medpair.data.files import read_grid, verify_file
+from medpair.data.resampling import resampled_size
 
 
 class WholeFilesd(MapTransform):

@@ -21,9 +21,9 @@ from monai.engines.trainer import SupervisedTrainer, Trainer
 from torch import nn
 
 from medpair.data.atomic import remove_partials
-from medpair.data.cohort import CT
 from medpair.data.dataset import as_folders, load_dataset
 from medpair.data.files import DataError, save_torch
+from medpair.data.intensity import CT
 from medpair.data.locks import hold
 from medpair.data.spellings import channels_of
 from medpair.engines.checkpoint import StartFrom, TrainingCheckpoint

@@ -16,8 +16,9 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from medpair.data.cohort import CT, Cohort
+from medpair.data.cohort import Cohort
 from medpair.data.files import DataError, read_json, write_json
+from medpair.data.intensity import CT
 from medpair.engines.checkpoint import ModelCard
 from medpair.engines.distributed import is_main_rank
 from medpair.engines.logs import MetricsLog

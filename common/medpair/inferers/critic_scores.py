@@ -16,19 +16,12 @@ import numpy as np
 import torch
 
 from medpair.data.card import part_of
-from medpair.data.cohort import (
-    CT,
-    Cohort,
-    LabelledVolume,
-    cohort_of,
-    read_card,
-    resample,
-    robust_range,
-    to_unit,
-)
+from medpair.data.cohort import Cohort, LabelledVolume, cohort_of, read_card
 from medpair.data.files import DataError, load_torch
+from medpair.data.intensity import to_unit
 from medpair.data.labels import LabelChannels
 from medpair.data.patches import PatchDataset
+from medpair.data.resampling import resample
 from medpair.networks.wgan import Critic
 
 if TYPE_CHECKING:  # only their names: this floor lies below the report
@@ -108,8 +101,7 @@ def _as_trained(pair: Pair, cohort: Cohort) -> LabelledVolume:
     """Return a pair on the grid and the scale of training (as ``read_cohort`` makes it)."""
     image = resample(pair.image, pair.spacing, cohort.spacing, order=1)
     label = resample(pair.label, pair.spacing, cohort.spacing, order=0)
-    limits = cohort.intensity if cohort.channel.upper() == CT else robust_range(image)
-    return LabelledVolume(to_unit(image, *limits), label)
+    return LabelledVolume(to_unit(image, *cohort.range_of(image)), label)
 
 
 @torch.no_grad()

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from medpair.data.card import network_of, part_of
-from medpair.data.cohort import cohort_of, from_unit
+from medpair.data.cohort import cohort_of
 from medpair.data.files import DataError, Volume, file_sha256, write_volume
+from medpair.data.intensity import from_unit
 from medpair.data.labels import LabelChannels
 from medpair.data.memory import Parts
 from medpair.data.patches import crop_box

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medpair.data.cohort import SPACING_TOLERANCE
+from medpair.data.resampling import SPACING_TOLERANCE
 from medpair.metrics.compared import Statistic, compare
 from medpair.metrics.label_adjacency import adjacency
 from medpair.metrics.label_cohort import MEASURES, kolmogorov_smirnov

@@ -9,16 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from medpair.data.cohort import (
-    require_same_grid,
-    resample,
-    robust_range,
-    same_spacing,
-    to_unit,
-)
+from medpair.data.cohort import require_same_grid
 from medpair.data.dataset import Case, DatasetFolder, load_dataset
 from medpair.data.files import DataError, read_volume
+from medpair.data.intensity import robust_range, to_unit
 from medpair.data.labels import LabelMap, whole_values
+from medpair.data.resampling import resample, same_spacing
 from medpair.data.sampling import numpy_generator
 
 

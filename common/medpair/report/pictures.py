@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
-from medpair.data.cohort import resample, robust_range
+from medpair.data.intensity import robust_range
+from medpair.data.resampling import resample
 from medpair.report.pairs import Pair, PairFolder
 from medpair.report.preview import picture_of
 

@@ -9,9 +9,10 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medpair.data.cohort import require_same_grid, robust_range
+from medpair.data.cohort import require_same_grid
 from medpair.data.dataset import Case, DatasetFolder, load_dataset
 from medpair.data.files import DataError, atomic_path, read_volume
+from medpair.data.intensity import robust_range
 from medpair.data.labels import whole_values
 
 OVERLAY_STRENGTH = 0.45

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medpair.data.cohort import robust_range
+from medpair.data.intensity import robust_range
 from medpair.report.pairs import Pair, PairFolder
 from medpair.report.pictures import MARGIN_MM, as_png, near_labels
 from medpair.report.plots import HOLDOUT, REAL, SYNTHETIC, panels, to_png
