@@ -13,6 +13,7 @@ from tests.conftest import tiny_dataset
 
 from medpair.data.cohort import read_cohort
 from medpair.data.files import Volume, read_json, write_json
+from medpair.data.traits import size_scores, size_traits
 from medpair.inferers import label_comparison
 from medpair.inferers.label_comparison import compare_with_real
 
@@ -30,7 +31,7 @@ def writer_of(folder: Path, real: Path, seams: list[int]) -> Any:
         write_json(folder / "provenance" / f"{name}.json", sidecar)
     return SimpleNamespace(
         cohort=read_cohort(real)[0],
-        inferer=SimpleNamespace(axis=2),
+        inferer=SimpleNamespace(axis=2, traits=None, size_offsets={}),
         folder=SimpleNamespace(root=folder, split="training"),
     )
 
@@ -47,6 +48,41 @@ def test_volumes_of_one_window_have_no_seam_to_tell_of(
     assert (summary["seams"] is None) == (not seams)
     line = next(line for line in capsys.readouterr().out.splitlines() if "seams" in line)
     assert line.endswith("none") == (not seams)
+
+
+@pytest.mark.parametrize("offsets", [{}, {"class_1": 0.3}])
+def test_sizes_that_are_missed_are_told_with_what_mends_them(
+    real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], offsets: dict[str, float]
+) -> None:
+    generated = tiny_dataset(tmp_path / "generated", 12, validation=0, seed=1)
+    writer = writer_of(generated, real, [6])
+    cohort, volumes = read_cohort(generated)
+    traits = size_traits(volumes, cohort)
+    scores = size_scores(volumes, cohort, traits)
+    assert traits is not None
+    assert scores is not None
+    writer.inferer.traits, writer.inferer.size_offsets = traits, offsets
+    for volume, (one, two) in zip(volumes, scores, strict=True):
+        path = generated / "provenance" / f"{volume.case}.json"
+        # a class came out 0.7 deviations smaller than was wanted, the other a hair larger
+        sizes = {"class_1": float(one) + 0.7, "class_2": float(two) - 0.01}
+        write_json(path, {**read_json(path), "sizes": sizes})
+    missed = read_json(compare_with_real(writer, real))["sizes_missed"]
+    assert missed["class_1"]["mean"] == pytest.approx(-0.7, abs=1e-5)
+    assert missed["class_1"]["low"] <= missed["class_1"]["high"] < -0.6
+    assert missed["class_2"]["mean"] == pytest.approx(0.01, abs=1e-5)
+    told, mended = capsys.readouterr().out.splitlines()[-2:]
+    assert "class_1 -0.70 [" in told
+    more = offsets.get("class_1", 0.0) + 0.7
+    assert mended.endswith(f"""--size_offsets "{{'class_1': {more:.1f}}}\"""")
+
+
+def test_few_volumes_say_nothing_of_sizes(real: Path, tmp_path: Path) -> None:
+    generated = tiny_dataset(tmp_path / "generated", 7, validation=0, seed=1)
+    writer = writer_of(generated, real, [6])
+    cohort, volumes = read_cohort(generated)
+    writer.inferer.traits = size_traits(volumes, cohort)
+    assert "sizes_missed" not in read_json(compare_with_real(writer, real))
 
 
 def test_a_large_cohort_is_read_one_label_map_after_the_other(

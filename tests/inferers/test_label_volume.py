@@ -836,6 +836,43 @@ class Sizes(nn.Module):
         return torch.zeros_like(x)
 
 
+def test_a_network_that_makes_less_than_it_is_told_is_told_more() -> None:
+    content = sized(card(diffusion={"objective": "x0", "timesteps": 20}))
+    told, recorded = {}, {}
+    for name, options in (
+        ("none", {}),
+        ("more", {"size_offsets": {"class_2": 0.9}}),
+        ("far", {"sizes": {"class_2": 2.5}, "size_offsets": {"class_2": 0.9}}),
+    ):
+        inferer = LabelVolumeInferer(content, steps=2, **options)
+        network = Sizes()
+        generate(inferer, network, 0)
+        told[name] = network.told[0][0].numpy()
+        recorded[name] = inferer.records[0]["sizes"]
+    np.testing.assert_allclose(told["more"] - told["none"], [0, 0.9], atol=1e-6)
+    assert recorded["more"] == recorded["none"]  # what is wanted stays what was wanted
+    assert recorded["far"]["class_2"] == 2.5
+    assert told["far"][1] == 3  # what no training volume had is not told
+    assert inferer.origin()["size_offsets"] == {"class_2": 0.9}
+    assert "size_offsets" not in LabelVolumeInferer(content).origin()
+
+
+def test_a_card_may_say_what_its_network_is_told_beyond_the_wanted_sizes() -> None:
+    content = sized(card(diffusion={"objective": "x0", "timesteps": 20}))
+    content["sampling"] = {"size_offsets": {"class_1": 0.5}}
+    assert LabelVolumeInferer(content).size_offsets == {"class_1": 0.5}
+    assert LabelVolumeInferer(content, size_offsets={}).size_offsets == {}
+    for wrong in ({"liver": 0.5}, {"class_1": 5}, {"class_1": "more"}, {"class_1": True}, [0.5]):
+        with pytest.raises(ValueError, match="size_offsets: "):
+            LabelVolumeInferer(content, size_offsets=wrong)  # type: ignore[arg-type]
+        content["sampling"] = {"size_offsets": wrong}
+        with pytest.raises(DataError, match=r"model\.json: sampling: .*size_offsets: "):
+            LabelVolumeInferer(content)
+    plain = card(diffusion={"objective": "x0", "timesteps": 20})
+    with pytest.raises(ValueError, match="size_offsets: expected None for weights trained without"):
+        LabelVolumeInferer(plain, size_offsets={"class_1": 0.5})
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_all_windows_of_a_volume_are_told_its_sizes(guidance: float) -> None:
     content = sized(card(diffusion={"objective": "x0", "timesteps": 20}))

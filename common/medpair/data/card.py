@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,14 +98,26 @@ class Sampling:
 
     Attributes:
         evidence: weight of what a voxel's noisy code says of itself (objective ``classes``).
+        size_offsets: {class: standard deviations} beyond the wanted size that the network is told.
     """
 
     evidence: float = 1.0
+    size_offsets: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         number = isinstance(self.evidence, (int, float)) and not isinstance(self.evidence, bool)
         if not number or not 0 <= self.evidence <= 1:
             raise ValueError(f"evidence: expected a number from 0 to 1, found {self.evidence!r}")
+        if not isinstance(self.size_offsets, Mapping):
+            raise ValueError(
+                "size_offsets: expected {class: standard deviations}, found "
+                f"{self.size_offsets!r}"
+            )
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> Sampling:
+        """Return what a card says, or what holds where it says nothing."""
+        return part_of(card, "sampling", cls) if "sampling" in card else cls()
 
 
 class Card(dict[str, Any]):

@@ -104,6 +104,11 @@ class Traits:
             scores[places] = target
         return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE).float()
 
+    def shifted(self, scores: Tensor, offsets: Mapping[str, float]) -> Tensor:
+        """Return scores (K,) with something added to those of some traits; 3 at most."""
+        added = torch.tensor([offsets.get(name, 0.0) for name in self.names])
+        return (scores + added).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+
 
 def traits_of(card: Mapping[str, Any], key: str) -> Traits:
     """Return the traits that a card has under ``key``.

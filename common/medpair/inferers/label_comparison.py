@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,23 @@ import numpy as np
 from medpair.data.cohort import read_cohort
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_json, read_volume, write_json
+from medpair.data.traits import LARGEST_SCORE, Traits
 from medpair.inferers.label_writer import LabelVolumeWriter
 from medpair.metrics.label_cohort import compare_label_cohorts, format_label_table
-from medpair.metrics.label_shape import NoSeamError, SeamRatio, label_shape, seam_ratio
+from medpair.metrics.label_shape import (
+    LabelShape,
+    NoSeamError,
+    SeamRatio,
+    label_shape,
+    seam_ratio,
+)
+from medpair.metrics.summary import bootstrap_interval
 
 STATISTICS = "label_statistics.json"
+# Deviations of the cohort by which a class may miss its wanted size without a word
+WORTH_MENDING = 0.25
+# Volumes from which on it is said; fewer may miss by chance
+ENOUGH_VOLUMES = 8
 
 
 def compare_with_real(
@@ -28,7 +40,8 @@ def compare_with_real(
 
     Real labels are brought to the generated ones' spacing first. Prints a table, and writes
     ``label_statistics.json`` beside the label maps: per class means, standard deviations and the
-    Kolmogorov-Smirnov distance of volumes; the seam ratio; how many volumes were implausible.
+    Kolmogorov-Smirnov distance of volumes; the seam ratio; how many volumes were implausible; and,
+    where the network is told sizes, how far those that it makes are from those wanted.
 
     Args:
         writer: of the generated folder, which is complete.
@@ -82,6 +95,10 @@ def compare_with_real(
         "implausible_kept": sum(not sidecar["plausible"] for sidecar in sidecars),
         "implausible_replaced": sum(int(sidecar["attempt"]) for sidecar in sidecars),
     }
+    voxel = float(np.prod(cohort.spacing))
+    missed = sizes_missed(writer.inferer.traits, sidecars, shapes, voxel)
+    if missed:
+        summary["sizes_missed"] = missed
     path = writer.folder.root / STATISTICS
     write_json(path, summary)
     print(format_label_table(rows))
@@ -90,7 +107,62 @@ def compare_with_real(
         f"implausible volumes: {summary['implausible_kept']} of {len(shapes)} kept, "
         f"{summary['implausible_replaced']} replaced"
     )
+    if missed:
+        print(_advice(missed, writer.inferer.size_offsets))
     return path
+
+
+def sizes_missed(
+    traits: Traits | None,
+    sidecars: Sequence[Mapping[str, Any]],
+    shapes: Sequence[LabelShape],
+    voxel: float,
+) -> dict[str, dict[str, float]]:
+    """Return by how much classes came out larger than was wanted, in the cohort's deviations.
+
+    Args:
+        traits: what the network is told, if anything.
+        sidecars: of the volumes, with the ``sizes`` that were wanted.
+        shapes: of the same volumes.
+        voxel: volume of one, mm^3.
+
+    Returns:
+        For each class the mean, and its 95 % bootstrap interval from ``low`` to ``high``; nothing
+        of fewer than 8 volumes.
+    """
+    if traits is None or len(shapes) < ENOUGH_VOLUMES:
+        return {}
+    known = len(traits.names)  # not what has no label, of which no size is told
+    sizes = np.log(np.array([shape.volume[:known] for shape in shapes]) + voxel)
+    made = (sizes - np.array(traits.mean)) / np.array(traits.deviation)
+    wanted = np.array([[sidecar["sizes"][name] for name in traits.names] for sidecar in sidecars])
+    result = {}
+    for name, beyond in zip(traits.names, (made - wanted).T, strict=True):
+        low, high = bootstrap_interval(beyond)
+        result[name] = {"mean": float(beyond.mean()), "low": low, "high": high}
+    return result
+
+
+def _advice(missed: Mapping[str, Mapping[str, float]], offsets: Mapping[str, float]) -> str:
+    """Return what to say of sizes that were missed, and the knob that mends it."""
+    told = "; ".join(
+        f"{name} {row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+        for name, row in missed.items()
+    )
+    lines = [f"classes larger than wanted, in deviations of the cohort: {told}"]
+    far = {
+        name: row["mean"]
+        for name, row in missed.items()
+        if (row["low"] > 0 or row["high"] < 0) and abs(row["mean"]) >= WORTH_MENDING
+    }
+    if far:
+        mended = {
+            name: round(min(max(offsets.get(name, 0.0) - beyond, -LARGEST_SCORE), LARGEST_SCORE), 2)
+            for name, beyond in far.items()
+        }
+        knob = {**offsets, **mended}
+        lines.append(f'to have what is wanted: --size_offsets "{knob}"')
+    return "\n".join(lines)
 
 
 def _shown(seam: SeamRatio | None) -> str:

@@ -42,7 +42,8 @@ class Growth:
         high: one past the last.
         seams: slices at which a window began to be generated anew.
         generators: noise of the first window, forward and backward ones.
-        sizes: (K,) scores of the classes' sizes, where the network is told them.
+        sizes: (K,) scores of the classes' sizes that are wanted, where the network is told sizes.
+        told: (K,) scores that it is told, so that these come of it.
     """
 
     label: np.ndarray
@@ -51,6 +52,7 @@ class Growth:
     seams: list[int] = field(default_factory=list)
     generators: dict[int, torch.Generator] = field(default_factory=dict)
     sizes: torch.Tensor | None = None
+    told: torch.Tensor | None = None
 
     def extensions(self, number: int, window: int, overlap: int) -> list[Window]:
         """Return the windows that come next: forward, backward, both or, at both ends, none.

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from medpair.data.card import network_of, part_of
+from medpair.data.card import CARD, Sampling, network_of, part_of
 from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
+from medpair.data.files import DataError
 from medpair.data.patches import PAD_LABEL, extract
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import Box, framed
@@ -99,6 +100,9 @@ class LabelVolumeInferer(WindowDenoiser):
         sizes: for a network that is told the classes' sizes: those wanted, {class: standard
             deviations from the cohort's mean, of the logarithm}. The others, all by default, are
             drawn for each volume as they vary in the cohort.
+        size_offsets: what is added to the wanted sizes (the drawn ones, too) before the network is
+            told them, {class: standard deviations}: more, where it makes less of a class than it
+            is told. None: what the card says (``sampling``), else nothing.
         height: N, slices of the generated volume; None: as in training.
         reject: replace an implausible volume by that of the next attempt's seed.
         attempts: tries before an implausible volume is kept.
@@ -117,6 +121,7 @@ class LabelVolumeInferer(WindowDenoiser):
         guidance: float = 1.0,
         evidence: float | None = None,
         sizes: Mapping[str, float] | None = None,
+        size_offsets: Mapping[str, float] | None = None,
         height: int | None = None,
         reject: bool = False,
         attempts: int = 10,
@@ -130,12 +135,25 @@ class LabelVolumeInferer(WindowDenoiser):
         if card["network"].get("sizes"):
             self.traits = traits_of(card, "size_traits")
         self.sizes = wanted_scores(self.traits, sizes, "sizes", "size_conditioning")
+        self.size_offsets = self._offsets(card, size_offsets)
         self.cohort = cohort_of(card)
         self.reference = part_of(card, "label_reference", _reference)
         self.seed = seed
         self.reject = reject
         self.attempts = attempts
         self.records: dict[int, dict[str, Any]] = {}
+
+    def _offsets(
+        self, card: Mapping[str, Any], asked: Mapping[str, float] | None
+    ) -> dict[str, float]:
+        """Return what is added to the wanted sizes: as asked, or as the card says."""
+        knob, training = "size_offsets", "size_conditioning"
+        if asked is not None:
+            return wanted_scores(self.traits, asked, knob, training)
+        try:
+            return wanted_scores(self.traits, Sampling.of(card).size_offsets, knob, training)
+        except ValueError as error:
+            raise DataError(f"{getattr(card, 'path', CARD)}: sampling: {error}") from error
 
     def origin(self) -> dict[str, Any]:
         """Return the options that decide what a sample is, for its sidecar."""
@@ -144,6 +162,7 @@ class LabelVolumeInferer(WindowDenoiser):
             "guidance": self.guidance,
             "evidence": self.evidence,
             **({"wanted_sizes": self.sizes} if self.sizes else {}),
+            **({"size_offsets": self.size_offsets} if self.size_offsets else {}),
             "frame": self.volume_size,
             "reject": self.reject,
             **({"attempts": self.attempts} if self.reject else {}),
@@ -227,6 +246,7 @@ class LabelVolumeInferer(WindowDenoiser):
         if self.traits is not None:
             stream = torch.Generator().manual_seed(derive_seed(self.seed, index, attempt, SIZES))
             volume.sizes = self.traits.draw(stream, self.sizes)
+            volume.told = self.traits.shifted(volume.sizes, self.size_offsets)
         return volume
 
     def _next(self, number: int, volume: Growth) -> list[Window]:

@@ -85,8 +85,7 @@ class WindowDenoiser:
         self.grid = self.sampler.grid(self.diffusion)
         self.guidance = float(guidance)
         if evidence is None:
-            usual = part_of(card, "sampling", Sampling) if "sampling" in card else Sampling()
-            evidence = usual.evidence
+            evidence = Sampling.of(card).evidence
         self.evidence = float(evidence)
         self.evaluations = 0
         self.parts = Parts("windows of slices", "--guidance 1")
@@ -142,7 +141,7 @@ class WindowDenoiser:
         hidden = 1.0 - known[:, None, :, None, None]
         position = torch.tensor([w.first / self.frame[self.axis] for w in windows], device=device)
         told: dict[str, Tensor] = {}
-        sizes = [size for w in windows if (size := volumes[w.volume].sizes) is not None]
+        sizes = [size for w in windows if (size := volumes[w.volume].told) is not None]
         if sizes:
             branches = 1 if self.guidance == 1.0 else 2
             told["sizes"] = torch.stack(sizes).repeat(branches, 1).to(device)

@@ -123,7 +123,8 @@ def ship(
         dataset_dir: the dataset folder, or folders, that it was trained on.
         command: the command line that trained it.
         machine: which machine did; default this one's description.
-        sampling: how they are sampled from where nothing else is asked for: {'evidence': 0.85}.
+        sampling: how they are sampled from where nothing else is asked for: {'evidence': 0.85,
+            'size_offsets': {'csf': 0.9}}.
     """
     run = Path(model_pt).parent
     record = training_record(run, dataset_dir, str(command), machine)
