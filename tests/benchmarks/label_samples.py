@@ -85,6 +85,7 @@ def sample_lines(
         "log_snr": span_of(inferer),
         "seed": inferer.seed,
         "evidence": inferer.evidence,
+        "size_offsets": inferer.size_offsets,
         "calls": (inferer.evaluations - before) / len(indices),
         "seconds": round(seconds, 3),
     }

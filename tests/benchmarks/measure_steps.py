@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
             inferer = LabelVolumeInferer(card, seed, solver, steps, **asked)
             made = {"weights": weights, "solver": solver, "steps": steps, "seed": seed}
             made |= {"evidence": inferer.evidence, "log_snr": span_of(inferer)}
-            done = {line["index"] for line in lines if made.items() <= line.items()}
+            made |= {"size_offsets": inferer.size_offsets}
+            known = [{"size_offsets": {}, **line} for line in lines]  # older ones had none
+            done = {line["index"] for line in known if made.items() <= line.items()}
             missing = [index for index in range(options.volumes) if index not in done]
             for start in range(0, len(missing), options.batch_size):
                 new = sample_lines(inferer, network, missing[start : start + options.batch_size])

@@ -58,10 +58,11 @@ def describe_steps(lines: Sequence[Line], real: Sequence[Line], names: Sequence[
                 ways.setdefault(way_of(line), []).append(line)
         base = max(ways, key=lambda way: (way.steps, way.span is None, way.span or ()))
         p = {way: worse(ways[way], ways[base], features) for way in ways}
-        order = sorted(ways, key=lambda way: (str(way.span), way.evidence, way.steps))
+        order = sorted(ways, key=lambda way: (str(way.span), way.evidence, way.offsets, way.steps))
         rows += [_row(way, ways[way], ways[base], real, features, p[way]) for way in order]
-        for span, evidence in dict.fromkeys((way.span, way.evidence) for way in order):
-            kind = {w.steps: p[w] for w in order if (w.span, w.evidence) == (span, evidence)}
+        for group in dict.fromkeys(way[1:] for way in order):
+            span, evidence, _ = group
+            kind = {w.steps: p[w] for w in order if w[1:] == group}
             few = knee(kind)
             told = f"from {few} steps on" if kind[few] >= LEVEL else "with none of these steps"
             what = f"{solver}, log-SNR {span_text(span)}, evidence {evidence:g}"
@@ -76,12 +77,15 @@ class Way(NamedTuple):
     steps: int
     span: tuple[float, ...] | None
     evidence: float
+    offsets: tuple[tuple[str, float], ...] = ()
 
 
 def way_of(line: Line) -> Way:
     """Return how a line's volume was sampled; older lines do not say where steps were spread."""
     span = line.get("log_snr")
-    return Way(line["steps"], None if span is None else tuple(span), line.get("evidence", 1.0))
+    offsets = tuple(sorted(line.get("size_offsets", {}).items()))
+    spread = None if span is None else tuple(span)
+    return Way(line["steps"], spread, line.get("evidence", 1.0), offsets)
 
 
 def span_text(span: tuple[float, ...] | None) -> str:
@@ -226,7 +230,7 @@ def _row(
         group[0]["solver"],
         str(way.steps),
         span_text(way.span),
-        f"{way.evidence:g}",
+        f"{way.evidence:g}" + "".join(f", {name} {more:+g}" for name, more in way.offsets),
         str(count),
         f"{np.mean([line['windows'] * line['steps'] for line in group]):.0f}",
         f"{np.mean([line['seconds'] for line in group]):.1f}",

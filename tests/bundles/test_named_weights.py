@@ -168,6 +168,9 @@ def test_only_a_trained_model_becomes_weights(trained: Path, tmp_path: Path) -> 
         half(model, model)
     with pytest.raises(DataError, match="sampling: expected arguments of Sampling, found others"):
         half(trained / "unet" / "model.pt", tmp_path / "out" / "x.pt", {"evidense": 0.85})
+    told = {"size_offsets": {"class_1": 0.5}}
+    with pytest.raises(DataError, match=r"model\.json: sampling: .*expected None for weights"):
+        half(trained / "unet" / "model.pt", tmp_path / "out" / "x.pt", told)
     assert not (tmp_path / "out").exists()
 
 

@@ -862,6 +862,8 @@ def test_a_card_may_say_what_its_network_is_told_beyond_the_wanted_sizes() -> No
     content["sampling"] = {"size_offsets": {"class_1": 0.5}}
     assert LabelVolumeInferer(content).size_offsets == {"class_1": 0.5}
     assert LabelVolumeInferer(content, size_offsets={}).size_offsets == {}
+    with pytest.raises(ValueError, match=r"size_offsets: expected \{class"):
+        LabelVolumeInferer(content, size_offsets=0)  # type: ignore[arg-type]
     for wrong in ({"liver": 0.5}, {"class_1": 5}, {"class_1": "more"}, {"class_1": True}, [0.5]):
         with pytest.raises(ValueError, match="size_offsets: "):
             LabelVolumeInferer(content, size_offsets=wrong)  # type: ignore[arg-type]

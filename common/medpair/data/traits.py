@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medpair.data.card import CARD, part_of
+from medpair.data.card import CARD, Sampling, part_of
 from medpair.data.cohort import Cohort, LabelledVolume
 from medpair.data.files import DataError
 
@@ -169,10 +169,12 @@ def wanted_scores(
     Raises:
         ValueError: if the weights are told nothing, or have no such trait, or it lies too far out.
     """
-    if not wanted:
+    if wanted is None:
         return {}
     if not isinstance(wanted, Mapping):
         raise ValueError(f"{knob}: expected {{class: standard deviations}}, found {wanted!r}")
+    if not wanted:
+        return {}
     if traits is None:
         raise ValueError(
             f"{knob}: expected None for weights trained without {training}, found {dict(wanted)}"
@@ -187,6 +189,24 @@ def wanted_scores(
                 f"deviations, found {score!r}"
             )
     return {name: float(score) for name, score in wanted.items()}
+
+
+def size_offsets_of(card: Mapping[str, Any], traits: Traits | None) -> dict[str, float]:
+    """Return what a card says that its network is told beyond the wanted sizes.
+
+    Args:
+        card: of a label generator; ``sampling`` says it, if anything does.
+        traits: the sizes that the network is told, if any.
+
+    Raises:
+        DataError: if it cannot be told that; names the file.
+    """
+
+    def build(**content: Any) -> dict[str, float]:
+        offsets = Sampling(**content).size_offsets
+        return wanted_scores(traits, offsets, "size_offsets", "size_conditioning")
+
+    return part_of(card, "sampling", build) if "sampling" in card else {}
 
 
 def _sizes(volumes: Sequence[LabelledVolume], cohort: Cohort) -> np.ndarray:

@@ -96,7 +96,9 @@ def compare_with_real(
         "implausible_replaced": sum(int(sidecar["attempt"]) for sidecar in sidecars),
     }
     voxel = float(np.prod(cohort.spacing))
-    missed = sizes_missed(writer.inferer.traits, sidecars, shapes, voxel)
+    # volumes of another height have other sizes than those that are told
+    traits = writer.inferer.traits if writer.inferer.height is None else None
+    missed = sizes_missed(traits, sidecars, shapes, voxel)
     if missed:
         summary["sizes_missed"] = missed
     path = writer.folder.root / STATISTICS
@@ -127,19 +129,22 @@ def sizes_missed(
         voxel: volume of one, mm^3.
 
     Returns:
-        For each class the mean, and its 95 % bootstrap interval from ``low`` to ``high``; nothing
-        of fewer than 8 volumes.
+        For each class the mean, and its 95 % bootstrap interval from ``low`` to ``high``: over the
+        volumes that have the class, and only if these are 8 or more. Beyond 3 deviations nothing is
+        told, and what is made counts as 3.
     """
-    if traits is None or len(shapes) < ENOUGH_VOLUMES:
+    if traits is None:
         return {}
     known = len(traits.names)  # not what has no label, of which no size is told
-    sizes = np.log(np.array([shape.volume[:known] for shape in shapes]) + voxel)
-    made = (sizes - np.array(traits.mean)) / np.array(traits.deviation)
+    volumes = np.array([shape.volume[:known] for shape in shapes])
+    made = traits.scores(np.log(volumes + voxel))
     wanted = np.array([[sidecar["sizes"][name] for name in traits.names] for sidecar in sidecars])
     result = {}
-    for name, beyond in zip(traits.names, (made - wanted).T, strict=True):
-        low, high = bootstrap_interval(beyond)
-        result[name] = {"mean": float(beyond.mean()), "low": low, "high": high}
+    for index, name in enumerate(traits.names):
+        beyond = (made - wanted)[volumes[:, index] > 0, index]
+        if len(beyond) >= ENOUGH_VOLUMES:
+            low, high = bootstrap_interval(beyond)
+            result[name] = {"mean": float(beyond.mean()), "low": low, "high": high}
     return result
 
 
@@ -161,7 +166,12 @@ def _advice(missed: Mapping[str, Mapping[str, float]], offsets: Mapping[str, flo
             for name, beyond in far.items()
         }
         knob = {**offsets, **mended}
-        lines.append(f'to have what is wanted: --size_offsets "{knob}"')
+        if knob == offsets:
+            lines.append("the network is told as much beyond that as it can be (size_offsets)")
+        else:
+            lines.append(
+                f'to have what is wanted, into another output_dir: --size_offsets "{knob}"'
+            )
     return "\n".join(lines)
 
 

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from medpair.data.card import CARD, Sampling, network_of, part_of
+from medpair.data.card import network_of, part_of
 from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
-from medpair.data.files import DataError
 from medpair.data.patches import PAD_LABEL, extract
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import Box, framed
-from medpair.data.traits import Traits, traits_of, wanted_scores
+from medpair.data.traits import Traits, size_offsets_of, traits_of, wanted_scores
 from medpair.data.unlabelled import joined
 from medpair.diffusion.solvers import Solver
 from medpair.inferers.label_growth import BACKWARD, FORWARD, SIZES, START, Growth, Window
@@ -135,25 +134,18 @@ class LabelVolumeInferer(WindowDenoiser):
         if card["network"].get("sizes"):
             self.traits = traits_of(card, "size_traits")
         self.sizes = wanted_scores(self.traits, sizes, "sizes", "size_conditioning")
-        self.size_offsets = self._offsets(card, size_offsets)
+        if size_offsets is None:
+            self.size_offsets = size_offsets_of(card, self.traits)
+        else:
+            self.size_offsets = wanted_scores(
+                self.traits, size_offsets, "size_offsets", "size_conditioning"
+            )
         self.cohort = cohort_of(card)
         self.reference = part_of(card, "label_reference", _reference)
         self.seed = seed
         self.reject = reject
         self.attempts = attempts
         self.records: dict[int, dict[str, Any]] = {}
-
-    def _offsets(
-        self, card: Mapping[str, Any], asked: Mapping[str, float] | None
-    ) -> dict[str, float]:
-        """Return what is added to the wanted sizes: as asked, or as the card says."""
-        knob, training = "size_offsets", "size_conditioning"
-        if asked is not None:
-            return wanted_scores(self.traits, asked, knob, training)
-        try:
-            return wanted_scores(self.traits, Sampling.of(card).size_offsets, knob, training)
-        except ValueError as error:
-            raise DataError(f"{getattr(card, 'path', CARD)}: sampling: {error}") from error
 
     def origin(self) -> dict[str, Any]:
         """Return the options that decide what a sample is, for its sidecar."""

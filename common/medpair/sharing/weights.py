@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from medpair import __version__
-from medpair.data.card import TRAINING, Sampling, card_path, part_of, read_plain_card
+from medpair.data.card import TRAINING, Card, Sampling, card_path, part_of, read_plain_card
 from medpair.data.files import (
     DataError,
     file_sha256,
@@ -31,6 +31,7 @@ from medpair.data.files import (
     write_text,
 )
 from medpair.data.segmentation import load_items
+from medpair.data.traits import size_offsets_of, traits_of
 from medpair.engines.federated_model import BUILDERS
 from medpair.engines.jsonl import whole_records
 from medpair.engines.restore import CHECKPOINT
@@ -75,6 +76,11 @@ def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | No
     kind = next((key for key in BUILDERS if key in card), None)
     if kind is None:
         raise DataError(f"{card.path}: expected the card of a trained model, found {sorted(card)}")
+    if "size_offsets" in (sampling or {}):
+        traits = traits_of(card, "size_traits") if card.get("size_traits") else None
+        told = Card({**card, **asked})
+        told.path = card.path
+        size_offsets_of(told, traits)
     state = halved(load_torch(source), source)
     # what is shipped is proved to load as inference loads it
     BUILDERS[kind](card).load_state_dict(state)
