@@ -33,7 +33,7 @@ from medpair.report.pictures import cohort_picture
 
 # Hundredths of a second each, and enough for a mean
 WGAN_PAIRS = 40
-# MedGen3D takes a third of a minute for one; images are refined as those in the figures of its docs
+# MedGen3D takes more than a minute for one; images are refined as those in the figures of its docs
 MEDGEN3D_PAIRS = 2
 MEDGEN3D_OPTIONS: dict[str, dict[str, Any]] = {
     REFINER: {"refine_steps": 3, "grid_steps": 30, "combine": "alternate"},

@@ -67,3 +67,36 @@ def test_vessels_are_brighter_than_around_them(tmp_path: Path) -> None:
     # of the simulated volumes 0.65 % are arteries
     assert 0.003 < np.mean(shares) < 0.015
     assert min(brighter) > 0
+
+
+def test_a_brain_has_the_sizes_of_one_and_a_segmenter_of_real_brains_finds_it(
+    tmp_path: Path,
+) -> None:
+    """The chain as it ships, at its default sampling; not refined, which would take a minute."""
+    labels, images, scores = tmp_path / "labels", tmp_path / "images", tmp_path / "scores"
+    for bundle, output, knobs in (
+        ("medgen3d_mcdpm", labels, {"num_samples": 1}),
+        ("medgen3d_vid2vid", images, {"dataset_dir": str(labels), "batch_size": 1}),
+    ):
+        weights = str(BUNDLES / bundle / "models" / "model.pt")
+        run(bundle, ["inference"], "infer", ckpt_path=weights, output_dir=str(output), **knobs)
+    folder = load_dataset(images)
+    case = folder.split("training")[0]
+    assert case.image is not None
+    assert case.label is not None
+    label = read_volume(case.label)
+    assert np.allclose(label.spacing, 2)
+    millilitres = np.bincount(label.array.astype(int).ravel(), minlength=5)[1:] * 0.008
+    # of the 26 real ones: 60 to 91, 407 to 740, 82 to 250, 489 to 857
+    assert ((millilitres > (40, 300, 50, 350)) & (millilitres < (110, 900, 350, 1000))).all()
+    run(
+        "unet_segmentation",
+        ["inference", "evaluate"],
+        "infer",
+        ckpt_path=str(BUNDLES / "unet_segmentation" / "models" / "brain.pt"),
+        dataset_dir=str(images),
+        split="training",
+        output_dir=str(scores),
+    )
+    dice = read_json(scores / "scores.json")["summary"]["volume"]["mean"]["dsc"]["mean"]
+    assert dice > 0.75  # of held-out real brains 0.87
