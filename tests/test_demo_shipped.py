@@ -167,9 +167,8 @@ def test_medgen3d_is_shown_stage_by_stage(
         card(bundles / stage, "model", "brains", ["background", "class_1", "class_2"])
     asked: list[Any] = []
 
-    def generate(folder: Path, *rest: Any, options: Any) -> Path:
+    def generate(folder: Path, *rest: Any) -> Path:
         asked.append((folder, *rest))
-        assert options == demo_shipped.MEDGEN3D_OPTIONS
         for name in ("labels", "images", "pairs"):
             # a head's extent: only what is near the labels may be shown
             tiny_dataset(folder / name, 2, (24, 24, 24), spacing=(8.0, 8.0, 8.0), validation=0)

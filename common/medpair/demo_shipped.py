@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from medpair.chain import (
-    REFINER,
     SEGMENTATION,
     STAGES,
     WGAN,
@@ -33,11 +32,8 @@ from medpair.report.pictures import cohort_picture
 
 # Hundredths of a second each, and enough for a mean
 WGAN_PAIRS = 40
-# MedGen3D takes more than a minute for one; images are refined as those in the figures of its docs
+# MedGen3D takes more than a minute for one
 MEDGEN3D_PAIRS = 2
-MEDGEN3D_OPTIONS: dict[str, dict[str, Any]] = {
-    REFINER: {"refine_steps": 3, "grid_steps": 30, "combine": "alternate"},
-}
 # A report on fewer says little
 LEAST_FOR_REPORT = 20
 PICTURED = 4
@@ -125,7 +121,7 @@ def finish_pairs(shipped: Shipped, bundles: Path) -> None:
         knobs = {"ckpt_path": str(shipped.weights[0]), "output_dir": str(shipped.pairs)}
         run_bundle(bundles / WGAN, ["inference"], {**knobs, "num_samples": shipped.count})
     else:
-        generate_medgen3d(shipped.folder, bundles, shipped.count, options=MEDGEN3D_OPTIONS)
+        generate_medgen3d(shipped.folder, bundles, shipped.count)
     write_json(shipped.folder / "finished.json", asked)
 
 

@@ -41,9 +41,14 @@ BASES: dict[str, dict[str, Any]] = {
         "patch": 2,
         "slicing_axis": "coronal",
         "size_conditioning": True,
+        "sampling": {"evidence": 0.85, "size_offsets": {"alpha": 0.5}},
     },
     "medgen3d_vid2vid": {**SMALL_VID2VID, "contrast_conditioning": True},
-    "medgen3d_semantic_refiner": {**SMALL_REFINER, "views": "separate"},
+    "medgen3d_semantic_refiner": {
+        **SMALL_REFINER,
+        "views": "separate",
+        "sampling": {"refine_steps": 2, "combine": "alternate"},
+    },
     "unet_segmentation": SMALL_UNET,
 }
 LEARNING = {
@@ -176,6 +181,10 @@ def test_another_cohort_takes_over_all_that_it_can(
     if bundle == "medgen3d_mcdpm":
         assert card["sequence"]["axis"] == 1
         assert card["diffusion"] == read_json(base(bundle) / "model.json")["diffusion"]
+        # how far sizes are off is another matter for other weights
+        assert card["sampling"] == {"evidence": 0.85}
+    if bundle == "medgen3d_semantic_refiner":
+        assert card["sampling"] == {"refine_steps": 2, "combine": "alternate"}
 
 
 def _check_slices(key: str, own: Tensor, given: Tensor, here: Any, there: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import Volume, read_json, read_volume, write_volume
 from medpair.engines.refusals import first_data_error
+from medpair.inferers.three_views import Refinement
 from tests.bundles.conftest import (
     BUNDLES,
     SMALL_REFINER,
@@ -93,7 +95,14 @@ def test_defaults_are_the_papers(dataset: str, trained: Path, tmp_path: Path) ->
     for key, value in {"timesteps": 1000, "learn_variance": True, "schedule": "linear"}.items():
         assert parser.get_parsed_content(key) == value
     inference = read_json(BUNDLES / BUNDLE / "configs" / "inference.json")
-    assert inference["refine_steps"] == 10
+    assert {inference[key] for key in ("refine_steps", "grid_steps", "combine")} == {None}
+    card = read_json(trained / "model.json")
+    assert card["sampling"] == {}
+    assert asdict(Refinement.of(card)) == {
+        "refine_steps": 10,
+        "grid_steps": 100,
+        "combine": "mean",
+    }
     assert inference["views"] == ["axial", "coronal", "sagittal"]
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,19 @@ from medpair.data.cohort import read_card
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, file_sha256, load_torch, read_json, save_torch, write_json
 from medpair.data.segmentation import read_segmenter_card
+from medpair.engines.refusals import first_data_error
 from medpair.engines.starting_weights import starting_card
 from medpair.report.features_segmenter import SegmenterBottleneck
 from medpair.sharing.weights import MOST_METRICS, half, halved, seconds, thinned, training_record
-from tests.bundles.conftest import SMALL_UNET, SMALL_WGAN, run, volumes
+from tests.bundles.conftest import (
+    SMALL_MCDPM,
+    SMALL_REFINER,
+    SMALL_UNET,
+    SMALL_WGAN,
+    run,
+    volumes,
+    workflow,
+)
 from tests.conftest import tiny_dataset
 
 
@@ -89,9 +99,7 @@ def test_named_weights_have_cards_of_their_own(trained: Path, dataset: str, tmp_
 
 
 def test_named_segmenters_predict_and_judge(trained: Path, dataset: str, tmp_path: Path) -> None:
-    told = {"evidence": 0.85}
-    named = half(trained / "unet" / "model.pt", tmp_path / "brain.pt", told)
-    assert read_json(tmp_path / "brain.json")["sampling"] == told
+    named = half(trained / "unet" / "model.pt", tmp_path / "brain.pt")
     write_json(tmp_path / "model.json", {"task": "another's"})
     run(
         "unet_segmentation",
@@ -166,12 +174,59 @@ def test_only_a_trained_model_becomes_weights(trained: Path, tmp_path: Path) -> 
         half(model, tmp_path / "x.bin")
     with pytest.raises(DataError, match="expected another file than the training's"):
         half(model, model)
-    with pytest.raises(DataError, match="sampling: expected arguments of Sampling, found others"):
-        half(trained / "unet" / "model.pt", tmp_path / "out" / "x.pt", {"evidense": 0.85})
-    told = {"size_offsets": {"class_1": 0.5}}
-    with pytest.raises(DataError, match=r"model\.json: sampling: .*expected None for weights"):
-        half(trained / "unet" / "model.pt", tmp_path / "out" / "x.pt", told)
+    with pytest.raises(DataError, match=r"model\.json: sampling: expected none for these weights"):
+        half(trained / "unet" / "model.pt", tmp_path / "out" / "x.pt", {"evidence": 0.85})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("bundle", "knobs", "good", "bad", "message"),
+    [
+        (
+            "medgen3d_mcdpm",
+            {**SMALL_MCDPM, "size_conditioning": True},
+            {"evidence": 0.85, "size_offsets": {"class_1": 0.5}},
+            {"size_offsets": {"class_9": 0.5}},
+            r"size_offsets: expected classes among \['class_1', 'class_2'\], found 'class_9'",
+        ),
+        (
+            "medgen3d_mcdpm",
+            SMALL_MCDPM,
+            {"evidence": 0.85},
+            {"evidense": 0.85},
+            "unexpected keyword argument 'evidense'",
+        ),
+        (
+            "medgen3d_semantic_refiner",
+            SMALL_REFINER,
+            {"refine_steps": 3, "grid_steps": 30, "combine": "alternate"},
+            {"refine_steps": 3.5},
+            "refine_steps: expected a whole number, found 3.5",
+        ),
+    ],
+)
+def test_how_weights_are_sampled_from_is_read_before_it_is_said(
+    bundle: str,
+    knobs: dict[str, Any],
+    good: dict[str, Any],
+    bad: dict[str, Any],
+    message: str,
+    dataset: str,
+    tmp_path: Path,
+) -> None:
+    """When weights are shipped, and when a training is told it: not after it, but at its start."""
+    short = {"max_epochs": 1, "iterations_per_epoch": 1, "dataset_dir": dataset, **knobs}
+    run(bundle, ["train"], **short, output_dir=str(tmp_path / "run"))
+    model = tmp_path / "run" / "model.pt"
+    assert read_json(half(model, tmp_path / "x.pt", good).with_suffix(".json"))["sampling"] == good
+    with pytest.raises(DataError, match=rf"model\.json: sampling: .*{message}"):
+        half(model, tmp_path / "y.pt", bad)
+    assert not (tmp_path / "y.pt").exists()
+    flow = workflow(bundle, ["train"], **short, output_dir=str(tmp_path / "two"), sampling=bad)
+    with pytest.raises(RuntimeError) as caught:
+        flow.run()
+    assert re.search(message, str(first_data_error(caught.value)))
+    assert not (tmp_path / "two" / "metrics.jsonl").exists()
 
 
 def test_the_record_says_how_weights_were_trained(

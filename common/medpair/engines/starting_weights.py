@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from medpair.data.card import card_path
+from medpair.data.card import card_path, part_of
 from medpair.data.files import DataError, file_sha256, load_torch, read_json
 from medpair.engines.checkpoint import CHECKPOINT
 from medpair.networks.transfer import sequence_critic_settings
@@ -94,6 +94,19 @@ def former_critic(
     if not isinstance(content, dict) or "image_critic" not in content.get("objects", {}):
         raise DataError(f"{checkpoint}: expected a checkpoint.pt with an image_critic, found none")
     return sequence_critic_settings(content["objects"]["image_critic"])
+
+
+def former_sampling(card: Mapping[str, Any], but: Sequence[str] = ()) -> dict[str, Any]:
+    """Return how the weights of a card are sampled from, for those that are trained on from them.
+
+    Args:
+        card: theirs.
+        but: entries that hold for those weights alone.
+    """
+    if "sampling" not in card:
+        return {}
+    entry: dict[str, Any] = part_of(card, "sampling", dict)
+    return {key: value for key, value in entry.items() if key not in but}
 
 
 def digest(path: str | Path | None) -> str | None:

@@ -10,9 +10,10 @@ the next one sees, and a step is one evaluation, not three.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,72 @@ def refiner_from_card(card: dict[str, Any]) -> SemanticDenoiser:
     return network_of(card, "network", SemanticDenoiser)
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """How much is refined, and how views meet; what a card may say as ``sampling``.
+
+    Attributes:
+        refine_steps: how many steps of noise are added and taken away again; 0 returns the input,
+            ``grid_steps`` begins at pure noise and ignores the input.
+        grid_steps: how many steps there are from data to pure noise. The paper says "10 steps": of
+            1000 that is noise of 0.04 standard deviations, of 100 it is 0.32 (linear schedule).
+        combine: ``mean`` of the views' results (the paper), or ``alternate`` between them.
+
+    Raises:
+        ValueError: names what is none of these.
+    """
+
+    refine_steps: int = 10
+    grid_steps: int = 100
+    combine: str = "mean"
+
+    def __post_init__(self) -> None:
+        for key in ("refine_steps", "grid_steps"):
+            if type(value := getattr(self, key)) is not int:
+                raise ValueError(f"{key}: expected a whole number, found {value!r}")
+        if self.grid_steps < 1:
+            raise ValueError(f"grid_steps: expected at least 1, found {self.grid_steps}")
+        if not 0 <= self.refine_steps <= self.grid_steps:
+            raise ValueError(
+                f"refine_steps: expected 0 to grid_steps ({self.grid_steps}), "
+                f"found {self.refine_steps}"
+            )
+        if self.combine not in COMBINATIONS:
+            raise ValueError(
+                f"combine: expected one of {list(COMBINATIONS)}, found {self.combine!r}"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        card: Mapping[str, Any],
+        refine_steps: int | None = None,
+        grid_steps: int | None = None,
+        combine: str | None = None,
+    ) -> Refinement:
+        """Return what is asked for; for the rest what a card says, else the paper's.
+
+        The two numbers of steps are one strength of noise: where one of them is asked for, the
+        other is the paper's, not the card's.
+        """
+        said = part_of(card, "sampling", cls) if "sampling" in card else cls()
+        if refine_steps is not None or grid_steps is not None:
+            asked = {"refine_steps": refine_steps, "grid_steps": grid_steps}
+            given = {key: value for key, value in asked.items() if value is not None}
+            said = cls(**given, combine=said.combine)
+        return said if combine is None else replace(said, combine=combine)
+
+
+def sampling_entry(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a card says of refining, once it is known to be something.
+
+    Raises:
+        DataError: if it is no ``Refinement``.
+    """
+    part_of({"sampling": content}, "sampling", Refinement)
+    return dict(content)
+
+
 # One-hot label maps, twice as many with guidance, and what they contribute to each layer
 Told = tuple[Tensor, list[Modulation] | None]
 
@@ -51,16 +118,16 @@ class ThreeViewRefiner:
     Args:
         card: what lies beside the weights.
         seed: of the cohort to be made.
-        refine_steps: how many steps of noise are added and taken away again; 0 returns the input,
-            ``grid_steps`` begins at pure noise and ignores the input.
-        grid_steps: how many steps there are from data to pure noise. The paper says "10 steps": of
-            1000 that is noise of 0.04 standard deviations, of 100 it is 0.32 (linear schedule).
+        refine_steps: of ``Refinement``, as the next and ``combine``; None: what the card says
+            (``sampling``), else the paper's. If only one of the two is given, the other is the
+            paper's.
+        grid_steps: see above.
         solver: how they are taken away; None: ``flow`` for a flow-matching model, else
             ``ancestral``.
         guidance: weight of classifier-free guidance, ``without + w (with - without label)``; 1 is
             none, and costs half. Needs a network trained with mask dropout.
         views: which views.
-        combine: ``mean`` of the views' results (the paper), or ``alternate`` between them.
+        combine: see above.
         slice_batch: slices denoised together; results do not depend on it but for rounding.
         cached: compute what the label maps contribute once for all steps (the same numbers).
     """
@@ -69,29 +136,24 @@ class ThreeViewRefiner:
         self,
         card: dict[str, Any],
         seed: int = 0,
-        refine_steps: int = 10,
-        grid_steps: int = 100,
+        refine_steps: int | None = None,
+        grid_steps: int | None = None,
         solver: Solver | None = None,
         guidance: float = 1.0,
         views: Sequence[str] = VIEWS,
         slice_batch: int = 32,
         cached: bool = True,
-        combine: Literal["mean", "alternate"] = "mean",
+        combine: str | None = None,
     ) -> None:
         self.diffusion = part_of(card, "diffusion", Diffusion)
-        if not 0 <= refine_steps <= grid_steps:
-            raise ValueError(
-                f"refine_steps: expected 0 to grid_steps ({grid_steps}), found {refine_steps}"
-            )
+        chosen = Refinement.of(card, refine_steps, grid_steps, combine)
         if not views or len(set(views)) != len(views) or set(views) - set(VIEWS):
             raise ValueError(f"views: expected some of {list(VIEWS)}, found {list(views)}")
-        if combine not in COMBINATIONS:
-            raise ValueError(f"combine: expected one of {list(COMBINATIONS)}, found {combine!r}")
-        self.combine = combine
+        self.combine = chosen.combine
         self.seed = seed
-        self.refine_steps = refine_steps
-        self.grid_steps = grid_steps
-        self.start = refine_steps / grid_steps
+        self.refine_steps = chosen.refine_steps
+        self.grid_steps = chosen.grid_steps
+        self.start = self.refine_steps / self.grid_steps
         flow = self.diffusion.objective == "flow"
         self.solver: Solver = solver or ("flow" if flow else "ancestral")
         check_solver(self.diffusion, self.solver)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from medpair import __version__
-from medpair.data.card import TRAINING, Card, Sampling, card_path, part_of, read_plain_card
+from medpair.data.card import TRAINING, Card, card_path, part_of, read_plain_card
 from medpair.data.files import (
     DataError,
     file_sha256,
@@ -37,6 +37,7 @@ from medpair.engines.jsonl import whole_records
 from medpair.engines.restore import CHECKPOINT
 from medpair.engines.settings import training_cases
 from medpair.flags import read_by_annotations, refuse_unknown_flags
+from medpair.inferers.three_views import Refinement
 
 # Lines that are kept of metrics.jsonl
 MOST_METRICS = 200
@@ -55,7 +56,8 @@ def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | No
     Args:
         model_pt: a training's ``model.pt``, its card beside it.
         out: the file to write, such as ``models/NAME.pt``; the card is ``models/NAME.json``.
-        sampling: how they are to be sampled from, for the card (``medpair.data.card.Sampling``).
+        sampling: how they are to be sampled from, for the card: ``medpair.data.card.Sampling`` of
+            a generator of label volumes, ``medpair.inferers.three_views.Refinement`` of a refiner.
 
     Returns:
         ``out``.
@@ -70,17 +72,14 @@ def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | No
     if target.resolve() == source.resolve():
         raise DataError(f"{target}: expected another file than the training's")
     asked = {} if sampling is None else {"sampling": sampling}
-    if asked:
-        part_of(asked, "sampling", Sampling)
     card = read_plain_card(source)
     kind = next((key for key in BUILDERS if key in card), None)
     if kind is None:
         raise DataError(f"{card.path}: expected the card of a trained model, found {sorted(card)}")
-    if "size_offsets" in (sampling or {}):
-        traits = traits_of(card, "size_traits") if card.get("size_traits") else None
+    if asked:
         told = Card({**card, **asked})
         told.path = card.path
-        size_offsets_of(told, traits)
+        _check_sampling(told, kind)
     state = halved(load_torch(source), source)
     # what is shipped is proved to load as inference loads it
     BUILDERS[kind](card).load_state_dict(state)
@@ -88,6 +87,19 @@ def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | No
     content = read_json(card.path)
     write_json(target.with_suffix(".json"), {**content, **asked})
     return target
+
+
+def _check_sampling(card: Card, kind: str) -> None:
+    """Refuse to say of weights how they are sampled from where their bundle would not listen."""
+    if kind == "code":
+        size_offsets_of(card, traits_of(card, "size_traits") if card.get("size_traits") else None)
+    elif kind == "frame":
+        part_of(card, "sampling", Refinement)
+    else:
+        raise DataError(
+            f"{card.path}: sampling: expected none for these weights (only generators of label "
+            f"volumes and refiners read it), found {card['sampling']}"
+        )
 
 
 def halved(state: Mapping[str, Any], source: str | Path = "weights") -> dict[str, Tensor]:
@@ -130,7 +142,8 @@ def ship(
         command: the command line that trained it.
         machine: which machine did; default this one's description.
         sampling: how they are sampled from where nothing else is asked for: {'evidence': 0.85,
-            'size_offsets': {'csf': 0.9}}.
+            'size_offsets': {'csf': 0.9}} for label volumes; {'refine_steps': 3, 'grid_steps': 30,
+            'combine': 'alternate'} for a refiner.
     """
     run = Path(model_pt).parent
     record = training_record(run, dataset_dir, str(command), machine)
