@@ -172,6 +172,21 @@ def test_bent_vessels_are_not_thinned_out() -> None:
     assert pieces[0] < 0.7 * pieces[1]  # nor into pieces
 
 
+@pytest.mark.parametrize("kind", ["vessels", "brain"])
+def test_membership_need_not_be_looked_for_far_from_labels(kind: str) -> None:
+    """The same voxels come out as of the whole volume's splines, thin vessels too."""
+    label = KINDS[kind].make((48, 40, 32), seed=0, spacing=(1.0, 1.0, 1.0)).label
+    at = positions(label.shape, (1, 1, 1), (0.8, 1, 1.2), Deformation(1), numpy_generator(1))
+    nearest = sample(label, at, 0)
+    shares = np.stack(
+        [map_coordinates((label == k) * 1.0, at, order=3, mode="nearest") for k in range(1, 5)]
+    )
+    inside = np.argsort(-shares.sum(0).ravel(), kind="stable")[: (nearest > 0).sum()]
+    expected = np.zeros(nearest.size, label.dtype)
+    expected[inside] = shares.reshape(4, -1).argmax(0)[inside] + 1
+    np.testing.assert_array_equal(bent_label(label, at).ravel(), expected)
+
+
 def test_a_label_read_where_it_lies_is_itself_and_nothing_stays_nothing() -> None:
     label = np.random.default_rng(0).integers(0, 4, (6, 7, 8)).astype(np.uint16)
     at = np.stack(np.meshgrid(*map(np.arange, label.shape), indexing="ij")).astype(float)

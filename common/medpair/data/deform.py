@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import binary_dilation, map_coordinates
 
 from medpair.data.cohort import Cohort, LabelledVolume, read_pair
 from medpair.data.dataset import load_dataset
@@ -28,6 +28,8 @@ from medpair.data.sampling import case_counter, numpy_generator
 NODE_DISTANCE = 28.0
 # So much coarser (every axis) and the nearest stored voxel is at most a third of a voxel away.
 COARSER = 1.5
+# Voxels around what is labelled in which a class's membership is looked for
+RIPPLE = 2
 
 
 @dataclass(frozen=True)
@@ -160,16 +162,23 @@ def bent_label(label: np.ndarray, at: np.ndarray) -> np.ndarray:
         at: in its voxels.
     """
     nearest = sample(label, at, order=0)
-    total = np.zeros(nearest.shape)
-    most, largest = np.full(nearest.shape, -np.inf), np.zeros_like(nearest)
+    # elsewhere memberships are ripples of the splines, and most of a head is elsewhere
+    near = sample(binary_dilation(label > 0, np.ones((3, 3, 3)), RIPPLE), at, order=0)
+    places = at[:, near]
+    total = np.zeros(places.shape[1])
+    most, largest = np.full(total.shape, -np.inf), np.zeros(total.shape, label.dtype)
     for value in np.unique(nearest[nearest > 0]):
-        share = map_coordinates((label == value).astype(np.float64), at, order=3, mode="nearest")
+        member = (label == value).astype(np.float64)
+        share = map_coordinates(member, places, order=3, mode="nearest")
         total += share
         larger = share > most
         most[larger], largest[larger] = share[larger], value
-    inside = np.zeros(total.size, bool)
-    inside[np.argsort(-total.ravel(), kind="stable")[: int((nearest > 0).sum())]] = True
-    return np.where(inside.reshape(total.shape), largest, 0).astype(label.dtype)
+    inside = np.argsort(-total, kind="stable")[: int((nearest > 0).sum())]
+    chosen = np.zeros_like(largest)
+    chosen[inside] = largest[inside]
+    result = np.zeros(nearest.shape, label.dtype)
+    result[near] = chosen
+    return result
 
 
 def _spline(nodes: int, size: int) -> np.ndarray:
