@@ -26,8 +26,9 @@ from medpair.metrics.copies import copy_limit, isolation
 from medpair.metrics.discrimination import auc_interval
 from medpair.metrics.distance import dice
 from medpair.report.pairs import open_pairs
-from medpair.report.privacy import ATTACK_LEVEL, ATTACK_MARGIN, SPACES
+from medpair.report.privacy import SPACES
 from medpair.report.privacy_grid import frame_of, grid_cohort
+from medpair.report.privacy_sentences import ATTACK_LEVEL, ATTACK_MARGIN
 
 SYNTHETIC = 100
 NEIGHBOURS = 6  # as many as `nearest` aligns unless told otherwise

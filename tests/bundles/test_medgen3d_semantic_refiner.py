@@ -20,7 +20,7 @@ from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import Volume, read_json, read_volume, write_volume
 from medpair.engines.refusals import first_data_error
-from medpair.inferers.three_views import Refinement
+from medpair.inferers.refinement import Refinement
 from tests.bundles.conftest import (
     BUNDLES,
     SMALL_REFINER,

@@ -15,10 +15,10 @@ import torch
 from tests.conftest import randomized
 from torch import Tensor
 
-from medpair.data.files import DataError
 from medpair.data.sampling import torch_generator
 from medpair.diffusion.process import Diffusion
-from medpair.inferers.three_views import ThreeViewRefiner, noise_level, refiner_from_card
+from medpair.inferers.refinement import noise_level
+from medpair.inferers.three_views import ThreeViewRefiner, refiner_from_card
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 from medpair.networks.spade import Modulation
 
@@ -368,32 +368,6 @@ def test_the_strength_of_the_noise() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         refiner(card(), **options)
-
-
-def test_weights_may_say_how_they_are_refined_with() -> None:
-    plain = ThreeViewRefiner(card())
-    assert (plain.refine_steps, plain.grid_steps, plain.combine) == (10, 100, "mean")  # the paper
-    said = {**card(), "sampling": {"refine_steps": 3, "grid_steps": 30, "combine": "alternate"}}
-
-    def chosen(**asked: Any) -> tuple[int, int, str]:
-        method = ThreeViewRefiner(said, **asked)
-        return method.refine_steps, method.grid_steps, method.combine
-
-    assert chosen() == (3, 30, "alternate")
-    assert chosen(combine="mean") == (3, 30, "mean")
-    # 5 of 30 would be more noise than who asks for 5 steps expects
-    assert chosen(refine_steps=5) == (5, 100, "alternate")
-    assert chosen(grid_steps=20) == (10, 20, "alternate")
-    assert chosen(refine_steps=0) == (0, 100, "alternate")
-    for wrong in (
-        {"refine_steps": 31, "grid_steps": 30},
-        {"refine_steps": True},
-        {"grid_steps": 0, "refine_steps": 0},
-        {"combine": "median"},
-        {"evidence": 0.85},
-    ):
-        with pytest.raises(DataError, match=r"^model\.json: sampling: expected arguments of Ref"):
-            ThreeViewRefiner({**card(), "sampling": wrong})
 
 
 def test_the_solver_follows_the_objective() -> None:

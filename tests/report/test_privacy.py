@@ -15,9 +15,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates, shift
 from medpair.data.dataset import entry, write_dataset_json
 from medpair.data.files import Volume, write_volume
 from medpair.report.pairs import Pair, PairFolder, open_pairs
-from medpair.report.privacy import _copy_sentence, privacy_part
+from medpair.report.privacy import privacy_part
 from medpair.report.privacy_figures import only_label
 from medpair.report.privacy_section import privacy_section
+from medpair.report.privacy_sentences import copy_sentence
 from medpair.report.privacy_whole import NEAR, near_limits, whole_copies
 from medpair.report.verdict import verdicts
 
@@ -341,11 +342,11 @@ def test_relatives_among_strangers_are_no_copies(people, tmp_path):
 def test_an_alarm_says_by_which_rule(people):
     row = {"synthetic": "s", "real": "r", "flag": True, "isolation": 0.3, "share_of_usual": 0.125}
     copies = {"volumes": [row], "limit": {"ratio": 0.08}}
-    assert _copy_sentence("image", copies, 9).endswith(
+    assert copy_sentence("image", copies, 9).endswith(
         "s is 0.12 times as far from r as real volumes usually are from their nearest (limit 0.25)."
     )
     copies["limit"]["ratio"] = 0.35
-    assert _copy_sentence("image", copies, 9).endswith(
+    assert copy_sentence("image", copies, 9).endswith(
         "s is 0.30 times as far from r as from its next neighbours (limit 0.35)."
     )
 

@@ -2,97 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 
-from medpair.metrics.copies import LEAST_REFERENCE, copy_limit, duplicate_groups, isolation
+from medpair.metrics.copies import LEAST_REFERENCE, copy_limit, duplicate_groups
 from medpair.metrics.discrimination import auc, auc_interval, below_share_test
 from medpair.metrics.nearest import (
     FLIPS,
-    Grid,
-    Neighbours,
     Space,
-    common_image,
-    common_of_others,
-    nearest,
 )
-from medpair.report.pairs import Pair, PairFolder
+from medpair.report.pairs import PairFolder
 from medpair.report.part import Part
 from medpair.report.privacy_figures import closest_figure, distance_figure
-from medpair.report.privacy_grid import GridCohort, frame_of, grid_cohort
+from medpair.report.privacy_grid import frame_of, grid_cohort
+from medpair.report.privacy_neighbours import (
+    LEAST_HELD_OUT,
+    LEAST_VOLUMES,
+    GridCohorts,
+    each_once,
+    empty_labels,
+    enough_to_compare,
+)
+from medpair.report.privacy_sentences import (
+    ATTACK_LEVEL,
+    attack_sentences,
+    copy_sentence,
+    weaknesses,
+)
 from medpair.report.privacy_whole import NEAR, near_limits, whole_copies
 
 SPACES: tuple[Space, ...] = ("image", "label")
-LEAST_VOLUMES, LEAST_HELD_OUT = 5, 2
-# Below these a quiet report says little: see ``weaknesses``
-WEAK_LIMIT, LEAST_UNSEEN = 0.1, 20
-# Chance of the attack's lower end being too high, and the area it must exceed
-ATTACK_LEVEL, ATTACK_MARGIN = 0.99, 0.55
 CLOSEST = 5
-# Fewer training volumes say as little of membership as so few unseen ones
-LEAST_MEMBERS = 20
-# Soft foreground voxels of a label map that has none
-EMPTY = 1e-3
-WHAT = {"real": "training", "synthetic": "synthetic", "holdout": "held-out"}
 Progress = Callable[[str], object]
-
-
-class _Cohorts:
-    """The cohorts on the common grid in one space, and the neighbours found so far.
-
-    Label maps without foreground are left out: they are like no other, and so would neither be
-    found to be copies nor say how near others may be.
-
-    Attributes:
-        space: what is compared.
-        names: of the volumes of each cohort that can be compared at all.
-    """
-
-    def __init__(self, grids: Mapping[str, GridCohort], space: Space) -> None:
-        self.space = space
-        self.names: dict[str, list[str]] = {}
-        self.grids: dict[str, Grid] = {}
-        for name, cohort in grids.items():
-            kept = torch.arange(len(cohort.names))
-            if space == "label":
-                kept = kept[~_without_foreground(cohort)]
-            if name == "holdout" and len(kept) < LEAST_HELD_OUT:
-                continue
-            self.names[name] = [cohort.names[index] for index in kept.tolist()]
-            self.grids[name] = (cohort.images if space == "image" else cohort.labels)[kept]
-        images = space == "image"
-        self._common = common_image(self.grids["real"]) if images else None
-        self._others = common_of_others(self.grids["real"]) if images else None
-        self._found: dict[tuple[str, str], Neighbours] = {}
-
-    def neighbours(self, one: str, two: str) -> Neighbours:
-        """Return the neighbours of a cohort in another, or in itself."""
-        if (one, two) not in self._found:
-            others = self._others if one == "real" else None
-            queries, targets = self.grids[one], self.grids[two]
-            self._found[one, two] = nearest(
-                queries, targets, self.space, self._common, same=one == two, others=others
-            )
-        return self._found[one, two]
-
-    def distance(self, one: str, two: str) -> np.ndarray:
-        """Return (N,) rigid distances to the nearest volume."""
-        return self.neighbours(one, two).rigid.min(1).values.double().numpy()
-
-    def distance_apart(self, one: str, two: str) -> np.ndarray:
-        """Return the same, of training volumes without what the others of them share."""
-        return self.neighbours(one, two).apart.min(1).values.double().numpy()
-
-    def isolations(self, one: str) -> np.ndarray:
-        """Return (N,) isolations of the nearest training volume."""
-        return isolation(self.neighbours(one, "real").distance.numpy())
 
 
 def privacy_part(
@@ -126,7 +72,7 @@ def privacy_part(
         )
         return Part({"alarm": None, "reasons": [], "real": len(real)}, notes=notes)
     seen: dict[str, int] = {}
-    frame = frame_of(_each_once(real, seen))
+    frame = frame_of(each_once(real, seen))
     if len(seen) < len(real):
         notes.append(
             f"{len(real) - len(seen)} of {len(real)} training volumes are there twice (equal "
@@ -149,8 +95,8 @@ def privacy_part(
     for name, pairs in folders.items():
         progress(f"reading {name}")
         grids[name] = grid_cohort(pairs, real.num_labels, frame)
-    notes += _empty_labels(grids)
-    spaces = [_Cohorts(grids, space) for space in SPACES if _enough(grids, space)]
+    notes += empty_labels(grids)
+    spaces = [GridCohorts(grids, space) for space in SPACES if enough_to_compare(grids, space)]
     reasons: list[str] = []
     numbers: dict[str, Any] = {
         "grid": {"shape": list(frame.shape), "spacing_mm": frame.spacing},
@@ -166,11 +112,11 @@ def privacy_part(
         numbers["distances"][space] = _distances(cohorts)
         numbers["duplicates"][space] = _duplicates(cohorts)
         if copies["flagged"]:
-            reasons.append(_copy_sentence(space, copies, len(synthetic)))
+            reasons.append(copy_sentence(space, copies, len(synthetic)))
         if "holdout" in cohorts.grids:
             progress(f"{space}: membership attack")
             numbers["attack"][space] = attack = _attacks(cohorts)
-            reasons += _attack_sentences(space, attack)
+            reasons += attack_sentences(space, attack)
     if embed is not None:
         progress("embedding")
         numbers["embedding"] = _embedding(embed, folders)
@@ -202,77 +148,7 @@ def privacy_part(
     return Part(numbers, figures, notes)
 
 
-def weaknesses(
-    numbers: Mapping[str, Any], real: PairFolder, synthetic: PairFolder, unseen: int
-) -> list[str]:
-    """Return what could not be seen in these cohorts, as sentences."""
-    weak = []
-    drawn = [
-        f"{len(pairs)} of {pairs.total} {what}"
-        for pairs, what in ((real, "training"), (synthetic, "synthetic"))
-        if len(pairs) < pairs.total
-    ]
-    if drawn:
-        weak.append(
-            f"Only {' and '.join(drawn)} volumes were compared; a copy among the others would not "
-            "be found (--max_volumes)."
-        )
-    limit = numbers["copies"]["image"]["limit"]["ratio"]
-    if limit < WEAK_LIMIT:
-        weak.append(
-            f"Of {len(real)} real volumes only nearly exact copies can be recognised (limit of "
-            f"isolation {limit:.2g}; warped or mixed copies would not be)."
-        )
-    if "label" not in numbers["copies"]:
-        weak.append(
-            "Label maps were not compared: too few of them have any foreground, in a training list "
-            f"of {len(real)} and among {len(synthetic)} synthetic ones."
-        )
-    if unseen < LEAST_UNSEEN:
-        weak.append(
-            f"With {unseen} unseen cases a membership attack cannot be judged; {LEAST_UNSEEN} or "
-            "more are needed."
-        )
-    elif len(real) < LEAST_MEMBERS:
-        weak.append(
-            f"With {len(real)} training volumes a membership attack cannot be judged; "
-            f"{LEAST_MEMBERS} or more are needed."
-        )
-    return weak
-
-
-def _each_once(pairs: PairFolder, seen: dict[str, int]) -> Iterator[Pair]:
-    """Yield pairs whose image none before has, and note their indices in ``seen``."""
-    for index, pair in enumerate(pairs):
-        digest = hashlib.sha256(pair.image.tobytes()).hexdigest()
-        if seen.setdefault(digest, index) == index:
-            yield pair
-
-
-def _without_foreground(cohort: GridCohort) -> torch.Tensor:
-    """Return (N,) whose label maps have no foreground in the frame."""
-    return cohort.labels.values.flatten(1).sum(1) < EMPTY
-
-
-def _enough(grids: Mapping[str, GridCohort], space: Space) -> bool:
-    """Tell whether there are label maps to compare; images there are."""
-    with_any = {name: int((~_without_foreground(grid)).sum()) for name, grid in grids.items()}
-    return space == "image" or (with_any["real"] >= LEAST_VOLUMES and with_any["synthetic"] > 0)
-
-
-def _empty_labels(grids: Mapping[str, GridCohort]) -> list[str]:
-    """Say how many label maps have no foreground in the frame: they are like no other."""
-    counts = {name: int(_without_foreground(grid).sum()) for name, grid in grids.items()}
-    said = [f"{count} {WHAT[name]}" for name, count in sorted(counts.items()) if count]
-    if not said:
-        return []
-    return [
-        "Label maps without foreground are like no other, and are compared by their images alone: "
-        f"{', '.join(said)} of that kind."
-    ]
-
-
-def _series(cohorts: _Cohorts) -> dict[str, np.ndarray]:
+def _series(cohorts: GridCohorts) -> dict[str, np.ndarray]:
     names = [name for name in ("synthetic", "holdout") if name in cohorts.grids]
     series: dict[str, np.ndarray] = {name: cohorts.distance(name, "real") for name in names}
     if "holdout" not in series:
@@ -280,7 +156,7 @@ def _series(cohorts: _Cohorts) -> dict[str, np.ndarray]:
     return series
 
 
-def _copies(cohorts: _Cohorts) -> dict[str, Any]:
+def _copies(cohorts: GridCohorts) -> dict[str, Any]:
     names = [name for name in ("real", "holdout") if name in cohorts.grids]
     reference = np.concatenate([cohorts.isolations(name) for name in names])
     assert len(reference) >= LEAST_REFERENCE
@@ -312,7 +188,7 @@ def _copies(cohorts: _Cohorts) -> dict[str, Any]:
     }
 
 
-def _distances(cohorts: _Cohorts) -> dict[str, Any]:
+def _distances(cohorts: GridCohorts) -> dict[str, Any]:
     """Compare nearest distances; information, as blur alone makes volumes near."""
     series = _series(cohorts)
     result: dict[str, Any] = {
@@ -328,7 +204,7 @@ def _distances(cohorts: _Cohorts) -> dict[str, Any]:
     return result
 
 
-def _duplicates(cohorts: _Cohorts) -> dict[str, Any] | None:
+def _duplicates(cohorts: GridCohorts) -> dict[str, Any] | None:
     """Count synthetic volumes nearer to one another than half the closest real ones."""
     names = cohorts.names["synthetic"]
     if len(names) < 2:
@@ -343,7 +219,7 @@ def _duplicates(cohorts: _Cohorts) -> dict[str, Any] | None:
     }
 
 
-def _attacks(cohorts: _Cohorts) -> dict[str, Any]:
+def _attacks(cohorts: GridCohorts) -> dict[str, Any]:
     """Attack by the distance to the nearest synthetic volume, alone and against the usual one.
 
     Alone it is measured without what the *other* training volumes share: of 20 members the area
@@ -394,7 +270,7 @@ def _embedding(
     return result
 
 
-def _closest(cohorts: _Cohorts) -> list[dict[str, Any]]:
+def _closest(cohorts: GridCohorts) -> list[dict[str, Any]]:
     """Return the most isolated nearest pairs in image space, each synthetic volume once."""
     ratio = cohorts.isolations("synthetic")
     found = cohorts.neighbours("synthetic", "real")
@@ -408,30 +284,4 @@ def _closest(cohorts: _Cohorts) -> list[dict[str, Any]]:
             "distance": float(found.rigid[index, 0]),
         }
         for index in np.argsort(ratio, kind="stable")[:CLOSEST]
-    ]
-
-
-def _copy_sentence(space: Space, copies: Mapping[str, Any], total: int) -> str:
-    rows = sorted((r for r in copies["volumes"] if r["flag"]), key=lambda r: r["isolation"])
-    worst, limit = rows[0], copies["limit"]["ratio"]
-    told = "as from its next neighbours"
-    share = worst["isolation"]
-    if share >= limit:  # told by the distance alone
-        worst = min(rows, key=lambda r: r["share_of_usual"])
-        told = "as real volumes usually are from their nearest"
-        share, limit = worst["share_of_usual"], NEAR
-    return (
-        f"{len(rows)} of {total} synthetic volumes are copies of training volumes by their "
-        f"{space}: {worst['synthetic']} is {share:.2f} times as far from {worst['real']} {told} "
-        f"(limit {limit:.2f})."
-    )
-
-
-def _attack_sentences(space: Space, attack: Mapping[str, Any]) -> list[str]:
-    return [
-        f"Training volumes can be told from unseen ones by their {space}'s {name} to the nearest "
-        f"synthetic one: AUC {entry['auc']:.2f}, at least {entry['low_99']:.2f} with "
-        f"{ATTACK_LEVEL:.0%} confidence (limit {ATTACK_MARGIN})."
-        for name, entry in attack.items()
-        if entry["low_99"] > ATTACK_MARGIN
     ]

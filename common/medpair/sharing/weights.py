@@ -37,7 +37,7 @@ from medpair.engines.jsonl import whole_records
 from medpair.engines.restore import CHECKPOINT
 from medpair.engines.settings import training_cases
 from medpair.flags import read_by_annotations, refuse_unknown_flags
-from medpair.inferers.three_views import Refinement
+from medpair.inferers.refinement import Refinement
 
 # Lines that are kept of metrics.jsonl
 MOST_METRICS = 200
@@ -57,7 +57,7 @@ def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | No
         model_pt: a training's ``model.pt``, its card beside it.
         out: the file to write, such as ``models/NAME.pt``; the card is ``models/NAME.json``.
         sampling: how they are to be sampled from, for the card: ``medpair.data.card.Sampling`` of
-            a generator of label volumes, ``medpair.inferers.three_views.Refinement`` of a refiner.
+            a generator of label volumes, ``medpair.inferers.refinement.Refinement`` of a refiner.
 
     Returns:
         ``out``.
