@@ -62,7 +62,7 @@ DEMO_MEDGEN3D_SAMPLES = 4
 DEMO_MEDGEN3D: dict[str, dict[str, Any]] = {
     LABELS: {"train_max_epochs": 4, "train_batch_size": 8, "evidence": 0.25},
     IMAGES: {"train_max_epochs": 2, "train_grow_every": 1},
-    REFINER: {"train_max_epochs": 1, "train_batch_size": 2, "refine_steps": 3},
+    REFINER: {"train_max_epochs": 1, "train_batch_size": 2},
 }
 # Folder of the simulated cohort, or of a user's with cases held out
 COPY = "real"

@@ -410,6 +410,12 @@ def test_cards_that_disagree_and_other_weights_are_refused(
     write_json(other, {**content, "task": {**content["task"], "spacing": [2.0, 1.0, 1.0]}})
     with pytest.raises(DataError, match=r"other.json: spacing: expected \[1.0, 1.0, 1.0\] as in"):
         pooled_card([card, other])
+    # how to sample is agreed on; trainings of older versions did not write that they say nothing
+    write_json(other, {**content, "sampling": {}})
+    assert pooled_card([card, other])["task"] == content["task"]
+    write_json(other, {**content, "sampling": {"refine_steps": 3}})
+    with pytest.raises(DataError, match=r"other.json: .*expected .* as in .*one/model.json, found"):
+        pooled_card([card, other])
     key = next(iter(weights))
     short = {name: value for name, value in weights.items() if name != key}
     with pytest.raises(DataError, match=f"Missing key.*{key}"):

@@ -241,6 +241,8 @@ def test_the_compact_preset_builds(dataset: str, tmp_path: Path) -> None:
     assert parser.get_parsed_content("network_def").settings["channels"] == preset["channels"]
     assert parser.get_parsed_content("train#trainer").state.max_epochs == preset["max_epochs"]
     assert parser.get_parsed_content("task").low_noise == preset["low_noise"]
+    card = parser.get_parsed_content("train#handlers#2").content
+    assert card["sampling"] == preset["sampling"] == asdict(Refinement(3, 30, "alternate"))
 
 
 def test_the_command_line_works_from_another_directory(

@@ -218,14 +218,20 @@ def test_how_weights_are_sampled_from_is_read_before_it_is_said(
     short = {"max_epochs": 1, "iterations_per_epoch": 1, "dataset_dir": dataset, **knobs}
     run(bundle, ["train"], **short, output_dir=str(tmp_path / "run"))
     model = tmp_path / "run" / "model.pt"
-    assert read_json(half(model, tmp_path / "x.pt", good).with_suffix(".json"))["sampling"] == good
+    named = half(model, tmp_path / "x.pt", good)
+    assert read_json(named.with_suffix(".json"))["sampling"] == good
+    # what is not said again stays as it was
+    changed = {key: good[key] for key in list(good)[-1:]}
+    assert (
+        read_json(half(named, tmp_path / "z.pt", changed).with_suffix(".json"))["sampling"] == good
+    )
     with pytest.raises(DataError, match=rf"model\.json: sampling: .*{message}"):
         half(model, tmp_path / "y.pt", bad)
     assert not (tmp_path / "y.pt").exists()
     flow = workflow(bundle, ["train"], **short, output_dir=str(tmp_path / "two"), sampling=bad)
     with pytest.raises(RuntimeError) as caught:
         flow.run()
-    assert re.search(message, str(first_data_error(caught.value)))
+    assert re.search(f"^--sampling: sampling: .*{message}", str(first_data_error(caught.value)))
     assert not (tmp_path / "two" / "metrics.jsonl").exists()
 
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medpair.data.card import TRAINING, card_path
+from medpair.data.card import TRAINING, Sampling, card_path
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
 from medpair.data.files import file_sha256, load_torch, read_json, read_volume
+from medpair.inferers.refinement import Refinement
 from tests.bundles.conftest import BUNDLES, run
 
 WEIGHTS = sorted(BUNDLES.glob("*/models/*.pt"))
@@ -44,6 +45,17 @@ def test_weights_are_in_half_precision_with_a_card_and_true_records(path: Path) 
         sums = [value for case in record["data"].values() for value in case.values()]
         assert sums
         assert all(re.fullmatch("[0-9a-f]{64}", value) for value in sums)
+
+
+def test_brains_are_sampled_as_their_figures_were() -> None:
+    cards = {
+        name: read_json(BUNDLES / name / "models" / "model.json")
+        for name in ("medgen3d_mcdpm", "medgen3d_semantic_refiner")
+    }
+    told = Sampling.of(cards["medgen3d_mcdpm"])
+    assert (told.evidence, told.size_offsets) == (0.85, {"csf": 0.9})
+    refinement = Refinement.of(cards["medgen3d_semantic_refiner"])
+    assert refinement == Refinement(3, 30, "alternate")
 
 
 def test_vessels_are_brighter_than_around_them(tmp_path: Path) -> None:

@@ -370,6 +370,16 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
         refiner(card(), **options)
 
 
+def test_a_card_may_say_how_its_weights_refine() -> None:
+    said = {**card(), "sampling": {"refine_steps": 2, "grid_steps": 9, "combine": "alternate"}}
+    method = ThreeViewRefiner(said)
+    origin = method.origin()
+    assert (origin["refine_steps"], origin["grid_steps"], origin["combine"]) == (2, 9, "alternate")
+    made = method(network=network_of(said), **volumes(1))
+    asked = ThreeViewRefiner(card(), refine_steps=2, grid_steps=9, combine="alternate")
+    assert torch.equal(made, asked(network=network_of(said), **volumes(1)))
+
+
 def test_the_solver_follows_the_objective() -> None:
     assert refiner(card()).origin()["sampler"] == "ancestral"
     assert refiner(card(objective="flow", schedule="flow")).origin()["sampler"] == "flow"

@@ -259,6 +259,13 @@ def part_of(card: Mapping[str, Any], key: str, build: Callable[..., T]) -> T:
         raise DataError(one_line(message)) from error
 
 
+def card_of_knob(name: str, content: Any) -> Card:
+    """Return a card with what a knob says as its one entry, so that faults name the knob."""
+    card = Card({name: content})
+    card.path = Path(f"--{name}")
+    return card
+
+
 def network_of(card: Mapping[str, Any], key: str, build: Callable[..., nn.Module]) -> Any:
     """Build a network as ``part_of``, no larger than its weights, and compare it with them.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medpair.data.card import CARD, Sampling, part_of
+from medpair.data.card import CARD, Sampling, card_of_knob, part_of
 from medpair.data.cohort import Cohort, LabelledVolume
 from medpair.data.files import DataError
 
@@ -202,11 +202,25 @@ def size_offsets_of(card: Mapping[str, Any], traits: Traits | None) -> dict[str,
         DataError: if it cannot be told that; names the file.
     """
 
-    def build(**content: Any) -> dict[str, float]:
-        offsets = Sampling(**content).size_offsets
+    offsets = Sampling.of(card).size_offsets
+    try:
         return wanted_scores(traits, offsets, "size_offsets", "size_conditioning")
+    except ValueError as error:
+        raise DataError(f"{getattr(card, 'path', CARD)}: sampling: {error}") from error
 
-    return part_of(card, "sampling", build) if "sampling" in card else {}
+
+def sampling_entry(content: Mapping[str, Any], traits: Traits | None = None) -> dict[str, Any]:
+    """Return what a card says of sampling, once it is known to suit the network.
+
+    Args:
+        content: of ``Sampling``.
+        traits: the sizes that the network is told, if any.
+
+    Raises:
+        DataError: if it is something else.
+    """
+    size_offsets_of(card_of_knob("sampling", content), traits)
+    return dict(content)
 
 
 def _sizes(volumes: Sequence[LabelledVolume], cohort: Cohort) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from medpair.data.card import card_path, part_of
+from medpair.data.card import Card, card_path, part_of
 from medpair.data.files import DataError, file_sha256, load_torch, read_json
 from medpair.engines.checkpoint import CHECKPOINT
 from medpair.networks.transfer import sequence_critic_settings
@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[str, set[str]]] = {
 }
 
 
-def starting_card(checkpoint: str | Path | None, kind: Kind) -> dict[str, Any]:
+def starting_card(checkpoint: str | Path | None, kind: Kind) -> Card:
     """Read the card of the weights that a fine-tuning starts from.
 
     Args:
@@ -44,8 +44,10 @@ def starting_card(checkpoint: str | Path | None, kind: Kind) -> dict[str, Any]:
     if not Path(checkpoint).exists():
         raise DataError(f"ckpt_path: expected a model.pt, found nothing at {checkpoint}")
     path = card_path(checkpoint)
-    card = read_json(path)
-    entries = set(card) if isinstance(card, dict) else set()
+    content = read_json(path)
+    card = Card(content if isinstance(content, dict) else {})
+    card.path = path
+    entries = set(card)
     found = next((key for key, (_, needed) in KINDS.items() if needed <= entries), None)
     if found != kind:
         other = "no such card" if found is None else KINDS[found][0]

@@ -71,20 +71,6 @@ def sequence_entry(
     return entry
 
 
-def sampling_entry(content: Mapping[str, Any], traits: Traits | None = None) -> dict[str, Any]:
-    """Return what a card says of sampling, once it is known to suit the network.
-
-    Args:
-        content: of ``Sampling``.
-        traits: the sizes that the network is told, if any.
-
-    Raises:
-        DataError: if it is something else.
-    """
-    size_offsets_of({"sampling": content}, traits)
-    return dict(content)
-
-
 class IndexDataset(Dataset[dict[str, Any]]):
     """Samples that are nothing but their index: ``image`` (1,) int64 and ``index``."""
 

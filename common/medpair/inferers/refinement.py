@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medpair.data.card import part_of
+from medpair.data.card import card_of_knob, part_of
 from medpair.diffusion.process import Diffusion
 
 COMBINATIONS = ("mean", "alternate")
@@ -76,7 +76,7 @@ def sampling_entry(content: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: if it is no ``Refinement``.
     """
-    part_of({"sampling": content}, "sampling", Refinement)
+    part_of(card_of_knob("sampling", content), "sampling", Refinement)
     return dict(content)
 
 

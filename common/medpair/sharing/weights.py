@@ -71,26 +71,27 @@ def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | No
         raise DataError(f"{target}: expected a name that ends in .pt")
     if target.resolve() == source.resolve():
         raise DataError(f"{target}: expected another file than the training's")
-    asked = {} if sampling is None else {"sampling": sampling}
     card = read_plain_card(source)
     kind = next((key for key in BUILDERS if key in card), None)
     if kind is None:
         raise DataError(f"{card.path}: expected the card of a trained model, found {sorted(card)}")
-    if asked:
-        told = Card({**card, **asked})
-        told.path = card.path
-        _check_sampling(told, kind)
+    if sampling is not None:
+        # what the training said of it holds where this says nothing
+        card["sampling"] = {**card.get("sampling", {}), **sampling}
+        _check_sampling(card, kind)
     state = halved(load_torch(source), source)
     # what is shipped is proved to load as inference loads it
     BUILDERS[kind](card).load_state_dict(state)
     save_torch(target, state)
     content = read_json(card.path)
-    write_json(target.with_suffix(".json"), {**content, **asked})
+    if sampling is not None:
+        content["sampling"] = card["sampling"]
+    write_json(target.with_suffix(".json"), content)
     return target
 
 
 def _check_sampling(card: Card, kind: str) -> None:
-    """Refuse to say of weights how they are sampled from where their bundle would not listen."""
+    """Refuse to say of weights how they are sampled from in words that their bundle has not."""
     if kind == "code":
         size_offsets_of(card, traits_of(card, "size_traits") if card.get("size_traits") else None)
     elif kind == "frame":
