@@ -176,6 +176,8 @@ def test_only_a_trained_model_becomes_weights(trained: Path, tmp_path: Path) -> 
         half(model, model)
     with pytest.raises(DataError, match=r"model\.json: sampling: expected none for these weights"):
         half(trained / "unet" / "model.pt", tmp_path / "out" / "x.pt", {"evidence": 0.85})
+    with pytest.raises(DataError, match=r"^sampling: expected an object, found 0\.85$"):
+        half(trained / "unet" / "model.pt", tmp_path / "out" / "x.pt", 0.85)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 

@@ -127,10 +127,8 @@ def pooled_card(paths: Sequence[str | Path]) -> dict[str, Any]:
 
 def _agreed(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries that must be the same at all sites, and which others there are."""
-    card = {
-        "sampling": {},
-        **card,
-    }  # trainings of older versions do not write that they say nothing
+    # trainings of older versions do not write that they say nothing of sampling
+    card = {"sampling": {}, **card}
     data = card.get("cohort", card.get("task", {}))
     return {
         **{key: value for key, value in card.items() if key not in OF_A_SITE},

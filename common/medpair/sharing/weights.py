@@ -69,6 +69,8 @@ def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | No
     source, target = Path(model_pt), Path(out)
     if target.suffix != ".pt":
         raise DataError(f"{target}: expected a name that ends in .pt")
+    if not (sampling is None or isinstance(sampling, Mapping)):
+        raise DataError(f"sampling: expected an object, found {sampling!r}")
     if target.resolve() == source.resolve():
         raise DataError(f"{target}: expected another file than the training's")
     card = read_plain_card(source)
