@@ -203,6 +203,17 @@ def test_all_slices_of_any_axis_and_height_are_generated(axis: int, height: int)
         np.testing.assert_array_equal(found, truth)
 
 
+def test_features_are_channels_last() -> None:
+    content, seen = card(), []
+    network = untrained(content)
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    generate(LabelVolumeInferer(content, steps=2), network, 0)
+    assert seen
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
 def test_windows_are_given_what_is_there_and_nothing_else() -> None:
     inferer = AllAtOnce(card(), steps=2)
     truth = stripes()

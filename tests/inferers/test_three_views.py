@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import randomized
-from torch import Tensor
+from torch import Tensor, nn
 
 from medpair.data.sampling import torch_generator
 from medpair.diffusion.process import Diffusion
@@ -79,6 +79,18 @@ class Oracle(SemanticDenoiser):
         alpha, sigma = self.diffusion.levels(time / self.diffusion.schedule.timesteps, x)
         output = (x - alpha * modulations[0][0]) / sigma
         return torch.cat([output, output * 0], dim=1) if self.diffusion.learn_variance else output
+
+
+def test_features_are_channels_last() -> None:
+    of = card()
+    network, seen = network_of(of), []
+    network.load_state_dict(network_of(of).state_dict())
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    refiner(of)(network=network, **volumes())
+    assert seen
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
 def test_no_steps_return_the_input() -> None:

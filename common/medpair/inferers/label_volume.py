@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.data import Dataset
 
 from medpair.data.card import network_of, part_of
@@ -35,13 +36,15 @@ logger = logging.getLogger(__name__)
 
 
 def denoiser_from_card(card: dict[str, Any]) -> MaskSequenceDenoiser:
-    """Rebuild the network that a card describes.
+    """Rebuild the network that a card describes, in the layout that samples fastest.
 
     Raises:
         DataError: if the card is another bundle's.
     """
     require_sequence(card)
-    return network_of(card, "network", MaskSequenceDenoiser)
+    network = network_of(card, "network", MaskSequenceDenoiser)
+    # channels last; convolutions in three dimensions choose theirs themselves
+    return convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
 def _reference(**content: Any) -> LabelReference:

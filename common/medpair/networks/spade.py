@@ -75,9 +75,8 @@ class SPADE(nn.Module):
         if scale.is_floating_point():
             h = modulated(h, scale, shift)
             return F.silu(h, inplace=sampling) if silu else h
-        planes = h.is_contiguous()
         if not sampling or torch.result_type(h, shift) != h.dtype:
-            h = h * spread(scale, shift[0], planes) + spread(scale, shift[1], planes)
+            h = h * spread(scale, shift[0]) + spread(scale, shift[1])
             return F.silu(h) if silu else h
         # spread over all pixels at once they would be as large as the features, and leave a CPU's
         # caches
@@ -85,20 +84,14 @@ class SPADE(nn.Module):
         lines = max(1, most // (h.shape[0] * h.shape[3]))
         for first in range(0, h.shape[2], lines):
             part, index = h[:, :, first : first + lines], scale[:, first : first + lines]
-            part.mul_(spread(index, shift[0], planes)).add_(spread(index, shift[1], planes))
+            part.mul_(spread(index, shift[0])).add_(spread(index, shift[1]))
             if silu:
                 F.silu(part, inplace=True)
         return h
 
 
-def spread(index: Tensor, rows: Tensor, planes: bool) -> Tensor:
-    """Return (B, C, H, W): for each pixel of (B, H, W) its row of (rows, C).
-
-    ``planes`` is the memory layout: one plane for each channel, or channels last.
-    """
-    if planes:
-        flat = rows.t().index_select(1, index.flatten())
-        return flat.unflatten(1, index.shape).transpose(0, 1)
+def spread(index: Tensor, rows: Tensor) -> Tensor:
+    """Return (B, C, H, W), channels last: for each pixel of (B, H, W) its row of (rows, C)."""
     return F.embedding(index, rows).permute(0, 3, 1, 2)
 
 
