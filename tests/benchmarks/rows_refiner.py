@@ -16,11 +16,12 @@ import torch
 from harness import Row, Setting, Sides, largest_difference
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from medpair.data.sampling import torch_generator
 from medpair.diffusion.process import Diffusion
 from medpair.engines.diffusion import SemanticTask, recompute_activations
-from medpair.inferers.three_views import ThreeViewRefiner
+from medpair.inferers.three_views import ThreeViewRefiner, refiner_from_card
 from medpair.networks.semantic_diffusion import VIEWS, SemanticDenoiser
 from medpair.networks.spade import SPADE, Modulation
 
@@ -117,6 +118,37 @@ def evaluation(setting: Setting) -> Sides:
         return largest_difference(exactly(baseline), exactly(ours), 1e-4)
 
     return Sides(baseline, ours, check, "tf32")
+
+
+def layout(setting: Setting) -> Sides:
+    """One evaluation in the layout that a bundle samples in; as wide as the weights that ship."""
+    size = (24, 32, 2) if setting.small else (96, 120, 16)
+    settings = {
+        "num_classes": CLASSES,
+        "output_factor": 2,
+        "channels": [24, 48, 72],
+        "num_res_blocks": 1,
+        "attention_levels": [False, False, True],
+        "hidden": 32,
+    }
+    torch.manual_seed(0)
+    network = drawn_anew(refiner_from_card({"network": settings}), setting.device)
+    planes = convert_conv2d_weight_memory_format(copy.deepcopy(network), torch.contiguous_format)
+    x, label = (a.permute(2, 0, 1) for a in image_and_label(size, setting.device))
+    time = torch.full((len(x),), 50.0, device=setting.device)
+    with torch.no_grad():
+        kept = network.compact_modulations(network.one_hot(label), "axial")
+
+    @torch.no_grad()
+    def evaluated(network: SemanticDenoiser) -> Tensor:
+        return network(x[:, None].contiguous(), time, kept, "axial")
+
+    def check() -> str:
+        return largest_difference(
+            exactly(lambda: evaluated(planes)), exactly(lambda: evaluated(network)), 1e-4
+        )
+
+    return Sides(lambda: evaluated(planes), lambda: evaluated(network), check, "tf32")
 
 
 def refined(
@@ -235,6 +267,12 @@ ROWS: list[Row] = [
         PUBLISHED,
         {"cpu": 2.0, "cuda": 1.7},
         evaluation,
+    ),
+    Row(
+        "refiner: one evaluation, channels last",
+        "a plane for each channel",
+        {"cpu": 1.3, "cuda": 1.0},
+        layout,
     ),
     Row(
         "refiner: a volume, 10 steps, 3 views (on a CPU at half width)",
