@@ -57,12 +57,12 @@ OWN_UNET = {"max_epochs": 16, "iterations_per_epoch": 25, "val_interval": 8, "ba
 DEMO_SYNTHETIC = 80
 # Of each cohort, for the report: its time grows with the square
 DEMO_REPORT = 20
-# The second method, on the same thoraxes: each stage trained for a minute or so
+# The second method, on the same thoraxes: each stage trained for a minute or two
 DEMO_MEDGEN3D_SAMPLES = 4
 DEMO_MEDGEN3D: dict[str, dict[str, Any]] = {
-    LABELS: {"train_max_epochs": 4, "train_batch_size": 8, "evidence": 0.25},
-    IMAGES: {"train_max_epochs": 2, "train_grow_every": 1},
-    REFINER: {"train_max_epochs": 1, "train_batch_size": 2},
+    LABELS: {"train_max_epochs": 12, "train_batch_size": 8, "evidence": 0.25},
+    IMAGES: {"train_max_epochs": 5, "train_grow_every": 1},
+    REFINER: {"train_max_epochs": 6, "train_batch_size": 2},
 }
 # Folder of the simulated cohort, or of a user's with cases held out
 COPY = "real"
