@@ -368,6 +368,7 @@ def test_the_strength_of_the_noise() -> None:
     [
         ({"refine_steps": 21}, r"refine_steps: expected 0 to grid_steps \(20\), found 21"),
         ({"refine_steps": -1}, "found -1"),
+        ({"slice_batch": 0}, "slice_batch: expected at least 1, found 0"),
         ({"views": []}, "views: expected some of"),
         ({"views": ["axial", "axial"]}, "views: expected some of"),
         ({"views": ["top"]}, r"found \['top'\]"),
