@@ -59,7 +59,7 @@ class Vid2VidTrainer(FederatedTrainer):
         flow_weight: of warped real neighbours (10).
         averaging: decay of the averaged weights.
         amp: mixed precision, bfloat16.
-        channels_last: memory layout; on a CPU slower, as instance norms would copy it each time.
+        channels_last: memory layout; on a CPU a tenth slower, since instance norms copy it.
         max_bad_steps: iterations in a row whose losses or gradients are not finite, and whose
             updates are left out, before the run stops.
         train_handlers: ignite handlers.
