@@ -86,7 +86,8 @@ SAMPLING: dict[str, dict[str, Any]] = {
     WGAN: {"num_samples": 2},
     LABELS: {"num_samples": 2, "steps": 2},
     IMAGES: {},
-    REFINER: {"refine_steps": 2, "grid_steps": 4},
+    # as many slices at a time on both devices: their number decides how convolutions round
+    REFINER: {"refine_steps": 2, "grid_steps": 4, "slice_batch": 32},
     SEGMENTER: {"split": "validation"},
 }
 # The paper's form of each, and all that is ours at once
