@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 from fire.parser import DefaultParseValue
 
+from medpair.chain_completion import lacks_unlabelled
 from medpair.data.dataset import as_folders
 from medpair.data.files import DataError, read_json, write_json
 from medpair.engines.checkpoint import plain
@@ -25,6 +26,8 @@ SEGMENTATION = "unet_segmentation"
 # MedGen3D's stages in order: each bundle, and the folder of what it makes
 LABELS, IMAGES, REFINER = "medgen3d_mcdpm", "medgen3d_vid2vid", "medgen3d_semantic_refiner"
 STAGES = {LABELS: "labels", IMAGES: "images", REFINER: "pairs"}
+# what is generated around label maps that the first stage has not made, or made without it
+COMPLETED, COMPLETION = "completed", "completion.pt"
 # label maps that are generated where no number was asked for
 NUM_SAMPLES = 16
 # Knobs of a training that do not make it another one: with these an interrupted training may go on
@@ -254,7 +257,8 @@ def generate_medgen3d(
 
     With ``dataset``, the stages are trained on it first. Every stage is a dataset folder in
     ``output``: ``labels``, ``images``, ``pairs``; finished work is kept. What would have no effect
-    is refused.
+    is refused. Where images are drawn with classes for what has no label, and the label maps lack
+    them, those are generated around them first (``completed``), if there are weights for it.
 
     Args:
         output: where everything goes; trained weights go into ``output / "models"``.
@@ -263,8 +267,8 @@ def generate_medgen3d(
         dataset: the real cohort to train on.
         labels: the user's own label maps (a dataset folder, images not needed): the first stage is
             left out, and every case of ``training`` gets an image.
-        models: folder with ``BUNDLE/model.pt`` of each stage; default the bundles' own weights. Not
-            with ``dataset``.
+        models: folder with ``BUNDLE/model.pt`` of each stage, and perhaps the first one's
+            ``completion.pt``; default the bundles' own weights. Not with ``dataset``.
         preset: overlay of each bundle's training, such as ``compact``.
         training: knobs of every training (``label_group``, ``spacing``, ...); without ``dataset``
             only those that ``sampling`` has too.
@@ -310,6 +314,17 @@ def generate_medgen3d(
             knobs["dataset_dir"] = str(source)
             if source == labels and label_group is not None:
                 knobs["label_group"] = label_group
+        if bundle == IMAGES:
+            completion = (models or bundles) / LABELS / ("models" if models is None else "")
+            completion /= COMPLETION
+            group = knobs.get("label_group")
+            assert source is not None
+            if completion.exists() and lacks_unlabelled(source, weights / "model.pt", group):
+                made = {"ckpt_path": str(completion), "output_dir": str(output / COMPLETED)}
+                given = {**knobs, **made, **(sampling or {})}
+                run_bundle(bundles / LABELS, ["inference", "complete"], given)
+                knobs |= {"dataset_dir": made["output_dir"]}
+                knobs.pop("label_group", None)
         run_bundle(bundles / bundle, ["inference"], {**knobs, **(sampling or {}), **own})
         source = output / name
     assert source is not None

@@ -165,6 +165,29 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     assert loaded == content
 
 
+def test_a_compressed_checkpoint_is_smaller_and_reads_as_any_other(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    content = {"w": torch.randn(300, 300, generator=generator).half(), "count": torch.tensor(7)}
+    plain, small, again = (tmp_path / name for name in ("plain.pt", "small.pt", "again.pt"))
+    save_torch(plain, content)
+    save_torch(small, content, compress=True)
+    save_torch(again, content, compress=True)
+    assert small.stat().st_size < 0.95 * plain.stat().st_size
+    assert small.read_bytes() == again.read_bytes()  # no date, no chance
+    for found in (load_torch(small), torch.load(small, weights_only=True)):
+        assert found.keys() == content.keys()
+        assert all(torch.equal(found[key], content[key]) for key in content)
+    assert load_torch(small, "meta")["w"].shape == (300, 300)
+
+
+def test_a_small_file_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save_torch(path, {"w": torch.zeros(10**7)}, compress=True)  # 40 MB in 40 kB
+    assert path.stat().st_size < 10**5
+    with pytest.raises(DataError, match=r"does not load .*: 4\d+ bytes when they are inflated"):
+        load_torch(path)
+
+
 def test_what_cannot_be_loaded_is_not_saved(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     save_torch(path, {"step": 1})

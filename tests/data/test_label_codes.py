@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from medpair.data.label_codes import LabelCode
+from medpair.data.label_codes import LabelCode, restricted
 
 ENCODINGS = ["grey", "one_hot", "bits"]
 
@@ -73,6 +73,40 @@ def test_broken_numbers_are_decoded_to_some_class(
     assert decoded.shape == (1, 400)
     assert int(decoded.min()) >= 0
     assert int(decoded.max()) < num_classes
+
+
+def test_a_label_map_that_is_given_leaves_what_it_allows() -> None:
+    """Of six classes 1 to 3 have a label: elsewhere it is background, or one of the other two."""
+    label = torch.tensor([[0, 1, 2, 3, 4, 5]])
+    logits = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = restricted(logits, label, 3)
+    free = [0, 4, 5]
+    for voxel in range(6):
+        allowed = [voxel] if voxel in (1, 2, 3) else free
+        finite = found[0, :, voxel].isfinite().nonzero().flatten().tolist()
+        assert finite == allowed
+        assert torch.equal(found[0, allowed, voxel], logits[0, allowed, voxel])
+    # what is certain has no loss and no gradient
+    logits.requires_grad_()
+    each = torch.nn.functional.cross_entropy(restricted(logits, label, 3), label, reduction="none")
+    assert each[0, 1:4].tolist() == [0, 0, 0]
+    each.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 1:4].abs().max() == 0
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_is_undecided_is_decoded_to_a_class_that_is_allowed(encoding: Any) -> None:
+    """Halfway between the bits of 5 and 6 lies 4, which has a label and is not there."""
+    code = LabelCode(8, encoding)
+    label = torch.tensor([[0, 0, 3]])
+    between = (code.words[5] + code.words[6]) / 2
+    numbers = torch.stack([between, code.words[4], code.words[7]])[None].movedim(-1, 1)
+    found = code.decode(numbers, label, 4)[0].tolist()
+    assert found[0] in (5, 6)
+    assert found[1] in (0, 5, 6, 7)
+    assert found[2] == 3
 
 
 def test_a_number_that_is_missing_says_nothing() -> None:

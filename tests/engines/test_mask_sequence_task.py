@@ -138,6 +138,43 @@ def test_a_network_that_knows_nothing_pays_each_voxels_own_uncertainty() -> None
     torch.testing.assert_close(found, each[mask].mean())
 
 
+def test_completing_gives_every_labelled_voxel_and_judges_the_others() -> None:
+    """Of five classes 1 and 2 have a label; 3 and 4 are learned around them."""
+    step, network = task("classes", "cosine", self_conditioning=True, completes=2)
+    given = batch()
+    clean = step.code.encode(given["label"])
+    labelled = (given["label"] > 0) & (given["label"] <= 2)
+    certain = labelled | given["known"][:, :, None, None].bool()
+    # before anything is said: the words of what has no label, equally likely
+    nothing = step.code.words[[0, 3, 4]].mean(dim=0).view(1, -1, 1, 1, 1)
+    generator, passes = torch.Generator().manual_seed(1), set()
+    for _ in range(10):
+        network.calls.clear()
+        found = step(network, given, generator)["loss"]
+        passes.add(len(network.calls))
+        for call in network.calls:
+            for value in (call["x"], call["previous"]):
+                where = certain[:, None].expand_as(value)
+                assert torch.equal(value[where], clean[where])
+        told = network.calls[0]["previous"]
+        expected = torch.where(certain[:, None], clean, nothing)
+        torch.testing.assert_close(told, expected, atol=1e-6, rtol=0)
+        logits = network.calls[-1]["evidence"].clone()
+        logits[:, 1:3] = -torch.inf
+        each = functional.cross_entropy(
+            torch.where(certain[:, None], 0.0, logits), given["label"], reduction="none"
+        )
+        torch.testing.assert_close(found, each[~certain].mean())
+    assert passes == {1, 2}
+
+
+def test_completing_needs_classes_and_self_conditioning() -> None:
+    with pytest.raises(ValueError, match="completes: expected the objective classes and"):
+        task("classes", "cosine", completes=2)
+    with pytest.raises(ValueError, match="found v and True"):
+        task("v", "cosine", self_conditioning=True, completes=2)
+
+
 def test_a_power_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="time_power: expected a positive number, found 0"):
         task("classes", "cosine", time_power=0)

@@ -62,6 +62,7 @@ class SliceOrder:
         overlap: of neighbouring windows.
         corner: first voxel of the frame in the volume, where the frame is a part of one.
         volume_size: (W, H, D) of that volume; empty where the frame is all of it.
+        completes: whether label maps are given, and what has no label is generated around them.
     """
 
     axis: int
@@ -70,10 +71,13 @@ class SliceOrder:
     overlap: int = 1
     corner: Sequence[int] = (0, 0, 0)
     volume_size: Sequence[int] = ()
+    completes: bool = False
 
     def __post_init__(self) -> None:
         if self.axis not in (0, 1, 2):
             raise ValueError(f"axis: expected 0, 1 or 2, found {self.axis!r}")
+        if not isinstance(self.completes, bool):
+            raise ValueError(f"completes: expected true or false, found {self.completes!r}")
         if not 1 <= self.overlap < self.window <= MAX_AXIS:
             raise ValueError(
                 f"overlap, window: expected 1 <= overlap < window, "

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from medpair.data.orientation import axis_codes, ras_axes, to_ras
 VOLUME_ENDINGS = (".nii.gz", ".nii")
 # What PyTorch says of an object that it refuses to load
 FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
+# Weights deflate to nine tenths; zeros, to a thousandth. What inflates to more is no training's.
+INFLATION = 100
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -75,14 +78,52 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path}: expected valid JSON, found {error}") from None
 
 
-def save_torch(path: str | Path, content: Any) -> None:
-    """Save a checkpoint atomically, after proving that ``weights_only`` loading accepts it."""
+def save_torch(path: str | Path, content: Any, compress: bool = False) -> None:
+    """Save a checkpoint atomically, after proving that ``weights_only`` loading accepts it.
+
+    Args:
+        path: the file.
+        content: plain data and tensors.
+        compress: deflate the archive's members, which ``torch.load`` inflates by itself (not with
+            ``mmap=True``): weights in half precision take a twelfth less.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    if compress:
+        buffer = _deflated(buffer)
     buffer.seek(0)
     torch.load(buffer, map_location="cpu", weights_only=True)
     with atomic_path(path, buffer.getbuffer().nbytes) as partial:
         partial.write_bytes(buffer.getbuffer())
+
+
+def _deflated(archive: io.BytesIO) -> io.BytesIO:
+    """Return a ZIP archive whose members are compressed."""
+    result = io.BytesIO()
+    with (
+        zipfile.ZipFile(archive) as source,
+        zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target,
+    ):
+        for name in source.namelist():
+            # a date of its own: the same weights are the same bytes
+            member = zipfile.ZipInfo(name)
+            member.compress_type = zipfile.ZIP_DEFLATED
+            target.writestr(member, source.read(name), compresslevel=9)
+    return result
+
+
+def _refuse_inflation(path: str | Path) -> None:
+    """Refuse an archive that says it holds far more than it can: a small file would fill memory.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        declared = sum(member.file_size for member in archive.infolist())
+    if declared > INFLATION * Path(path).stat().st_size + 2**20:
+        raise ValueError(f"{declared} bytes when they are inflated")
 
 
 def load_torch(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
@@ -92,6 +133,7 @@ def load_torch(path: str | Path, map_location: str | torch.device = "cpu") -> An
         DataError: if it is missing, truncated, or holds anything but plain data and tensors.
     """
     try:
+        _refuse_inflation(path)
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: expected a checkpoint, found nothing there") from None

@@ -106,11 +106,44 @@ class LabelCode:
         with torch.autocast(logits.device.type, enabled=False):
             return torch.einsum("bk...,kc->bc...", logits.softmax(dim=1), self.words.to(logits))
 
-    def decode(self, code: Tensor) -> Tensor:
-        """(B, channels, ...) numbers -> (B, ...) class indices, uint8 or int32."""
+    def decode(self, code: Tensor, given: Tensor | None = None, labelled: int = 0) -> Tensor:
+        """(B, channels, ...) numbers -> (B, ...) class indices, uint8 or int32.
+
+        Args:
+            code: the numbers.
+            given: (B, ...) a label map that restricts the classes, see ``restricted``: halfway
+                between two classes lies another one's word, which may not be allowed there.
+            labelled: how many classes have a label, with ``given``.
+        """
         words = self.words.to(code)
         # |code - word|^2 without the term that all words share; NaN would win no comparison
         score = torch.tensordot(code.nan_to_num(), words, dims=([1], [1]))
         score = score - 0.5 * words.square().sum(dim=1)
+        if given is not None:
+            score = restricted(score.movedim(-1, 1), given, labelled).movedim(1, -1)
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int32
         return score.argmax(dim=-1).to(dtype)
+
+
+def restricted(logits: Tensor, label: Tensor, labelled: int) -> Tensor:
+    """Return logits (B, K, ...) in which a label map that is given leaves only what it allows.
+
+    A voxel that has a label has it for certain; any other one is background, or a class of what has
+    no label (see ``medpair.data.unlabelled``).
+
+    Args:
+        logits: (B, K, ...).
+        label: (B, ...) class indices; those from 1 to ``labelled`` are given.
+        labelled: how many classes have a label, background not counted.
+    """
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    classes = classes.view(1, -1, *[1] * (logits.ndim - 2))
+    given = label[:, None].long()
+    free = (classes == 0) | (classes > labelled)
+    allowed = torch.where(has_label(given, labelled), classes == given, free)
+    return logits.masked_fill(~allowed, -math.inf)
+
+
+def has_label(label: Tensor, labelled: int) -> Tensor:
+    """Return where class indices are those of labels: from 1 to ``labelled``."""
+    return (label > 0) & (label <= labelled)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from medpair.data.label_codes import LabelCode
+from medpair.data.label_codes import LabelCode, has_label, restricted
 from medpair.diffusion.process import Diffusion
 from medpair.engines.allocator import keep_freed_memory
 from medpair.engines.averaging import AveragedWeights
@@ -70,9 +70,12 @@ class MaskSequenceTask:
             told (Chen et al. 2023, "Analog bits", algorithm 1): a sixth more time.
         time_power: times are u ** power for a uniform u. Labels at little noise are known from it
             alone, and nothing is learned there: below 1 fewer steps are spent on them.
+        completes: K: voxels of the classes 1 to K are given, too, wherever they are, and only what
+            has no label is learned, around them; 0: whatever is not in slices given is learned.
+            The network is told what is given as what it said before.
 
     Raises:
-        ValueError: if the power is not positive.
+        ValueError: if the power is not positive, or the model is none that can complete.
     """
 
     def __init__(
@@ -81,13 +84,20 @@ class MaskSequenceTask:
         code: LabelCode,
         self_conditioning: bool = False,
         time_power: float = 1.0,
+        completes: int = 0,
     ) -> None:
         if not time_power > 0:
             raise ValueError(f"time_power: expected a positive number, found {time_power}")
+        if completes and not (diffusion.objective == "classes" and self_conditioning):
+            raise ValueError(
+                "completes: expected the objective classes and self_conditioning True, found "
+                f"{diffusion.objective} and {self_conditioning}"
+            )
         self.diffusion = diffusion
         self.code = code
         self.self_conditioning = self_conditioning
         self.time_power = time_power
+        self.completes = completes
 
     def __call__(
         self, network: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -101,7 +111,9 @@ class MaskSequenceTask:
         t = self.diffusion.draw_times(len(x0), generator, self.time_power)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         hidden = 1.0 - batch["known"][:, None, :, None, None]
-        # slices that are given stay clean at every time
+        if self.completes:
+            hidden = hidden * ~has_label(batch["label"][:, None], self.completes)
+        # slices and voxels that are given stay clean at every time
         x = torch.lerp(x0, self.diffusion.noised(x0, t, noise), hidden)
         time = (t * self.diffusion.schedule.timesteps).to(x0.device, non_blocking=True)
         given: dict[str, Tensor] = {
@@ -114,9 +126,13 @@ class MaskSequenceTask:
         if self.diffusion.objective == "classes":
             levels = self.diffusion.levels(t, x)
             given["evidence"] = self.code.evidence(x, *levels, hidden)
+        if self.completes:
+            nothing = torch.zeros_like(given["evidence"])
+            told = self.code.mean(restricted(nothing, batch["label"], self.completes))
+            given["previous"] = torch.lerp(x0, told, hidden)
         if self.self_conditioning and torch.rand((), generator=generator) < 0.5:
             with torch.no_grad():
-                said = self._said(network(x, **given).float(), x, t, given)
+                said = self._said(network(x, **given).float(), x, t, given, batch["label"])
             # weights that autocast kept of this pass have no graph, and the next would take them
             torch.clear_autocast_cache()
             given["previous"] = torch.lerp(x0, said, hidden)
@@ -124,15 +140,22 @@ class MaskSequenceTask:
         if self.diffusion.objective != "classes":
             return self.diffusion.loss(output, x0, noise, t, hidden)
         logits = output + given["evidence"]
+        if self.completes:
+            logits = restricted(logits, batch["label"], self.completes)
         loss = functional.cross_entropy(logits, batch["label"].long(), reduction="none")
         weight = hidden[:, 0].expand_as(loss)
         return {"loss": (loss * weight).sum() / weight.sum().clamp_min(1.0)}
 
-    def _said(self, output: Tensor, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
+    def _said(
+        self, output: Tensor, x: Tensor, t: Tensor, given: dict[str, Tensor], label: Tensor
+    ) -> Tensor:
         """Return what an output says of x_0."""
         evidence = given.get("evidence")
         if evidence is not None:
-            return self.code.mean(output + evidence)
+            logits = output + evidence
+            if self.completes:
+                logits = restricted(logits, label, self.completes)
+            return self.code.mean(logits)
         return self.diffusion.predicted(output, x, t).x0.clamp(-1.0, 1.0)
 
 

@@ -63,6 +63,9 @@ class CaseWriter:
         DataError: if the folder holds pairs made otherwise, or from other label maps.
     """
 
+    # whether there are images beside the label maps
+    images = True
+
     def __init__(
         self,
         output_dir: str | Path,
@@ -105,7 +108,10 @@ class CaseWriter:
         if Path(output_dir).resolve() == cases.root.resolve():
             raise DataError(f"{output_dir}: expected another folder than the input's, found it")
         self.written = self.cohort if keep_unlabelled else self.cohort.labelled
-        self.folder = SyntheticFolder(output_dir, self.written, origin, split, names=names)
+        suffix = "synthetic" if self.images else "synthetic_labels"
+        self.folder = SyntheticFolder(
+            output_dir, self.written, origin, split, suffix, self.images, names
+        )
 
     def missing(self) -> list[int]:
         """Return the wanted indices that are not there yet; refuse those made of other input."""
@@ -163,6 +169,10 @@ class CaseWriter:
         write_volume(root / paths["image"], pixels, np.int16)
         kept = joined(label, self.written.num_labels)
         write_volume(root / paths["label"], Volume(kept, *geometry))
+        self._finish(index)
+
+    def _finish(self, index: int) -> None:
+        """Write the sidecar of a case whose files are there."""
         self.folder.finish_case(
             index, input_sha256=self._input_hashes(index), made_from=self._earlier(index)
         )

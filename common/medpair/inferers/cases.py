@@ -43,6 +43,8 @@ class CaseVolumes(Dataset[dict[str, Any]]):
         split: which list of ``dataset.json``.
         label_group: merge of labels.
         images: whether images are read.
+        divide: whether real images say where unlabelled tissue is, for a network that knows such
+            classes; False where it is to be generated.
 
     Raises:
         DataError: if a file cannot be used.
@@ -57,6 +59,7 @@ class CaseVolumes(Dataset[dict[str, Any]]):
         split: str = "training",
         label_group: str | None = None,
         images: bool = False,
+        divide: bool = True,
     ) -> None:
         folder = load_dataset(dataset_dir, images=images)
         self.cohort = cohort_of(card)
@@ -69,7 +72,7 @@ class CaseVolumes(Dataset[dict[str, Any]]):
             raise DataError(f"{unlabelled[0].image}: expected a label map, found none listed")
         self.label_group = label_group
         hidden = self.cohort.labels[self.cohort.labelled.num_labels + 1 :]
-        self.undivided = bool(hidden) and not {*hidden} <= {*self.labels.names}
+        self.undivided = divide and bool(hidden) and not {*hidden} <= {*self.labels.names}
         if self.undivided and any(case.image is None for case in self.cases):
             logger.warning(
                 "%s: no images, and labels without %s: what has no label is drawn without shape",

@@ -54,6 +54,21 @@ class Growth:
     sizes: torch.Tensor | None = None
     told: torch.Tensor | None = None
 
+    @classmethod
+    def begun(
+        cls, label: np.ndarray, window: int, generators: dict[int, torch.Generator]
+    ) -> Growth:
+        """Return a volume of which no slice is there yet; where it begins is drawn.
+
+        Args:
+            label: (N, H, W) where slices are put; what a network is given from the beginning.
+            window: m, slices of a window.
+            generators: by stream; that of the first window decides where it lies.
+        """
+        places = len(label) - window + 1
+        first = int(torch.randint(places, (1,), generator=generators[START]).item())
+        return cls(label, first, first, [], generators)
+
     def extensions(self, number: int, window: int, overlap: int) -> list[Window]:
         """Return the windows that come next: forward, backward, both or, at both ends, none.
 

@@ -20,13 +20,14 @@ from torch.utils.data import Dataset
 
 from medpair.data.card import network_of, part_of
 from medpair.data.cohort import Cohort, LabelledVolume, cohort_of
+from medpair.data.files import DataError
 from medpair.data.patches import PAD_LABEL, extract
 from medpair.data.sampling import derive_seed
 from medpair.data.slices import Box, framed
 from medpair.data.traits import Traits, size_offsets_of, traits_of, wanted_scores
 from medpair.data.unlabelled import joined
 from medpair.diffusion.solvers import Solver
-from medpair.inferers.label_growth import BACKWARD, FORWARD, SIZES, START, Growth, Window
+from medpair.inferers.label_growth import BACKWARD, FORWARD, SIZES, START, Growth
 from medpair.inferers.label_windows import WindowDenoiser, require_sequence
 from medpair.metrics.label_plausible import LabelReference, implausible, label_reference
 from medpair.metrics.label_shape import label_shape
@@ -65,12 +66,14 @@ def reference_of(
 
 
 def sequence_entry(
-    frame: Sequence[int], box: Box, axis: int, window: int, overlap: int
+    frame: Sequence[int], box: Box, axis: int, window: int, overlap: int, completes: bool = False
 ) -> dict[str, Any]:
     """Return how the network sees a volume, for the card (see ``SliceOrder``)."""
     entry = {"axis": axis, "frame": list(box.size), "window": window, "overlap": overlap}
     if list(box.size) != list(frame):
         entry |= {"corner": list(box.corner), "volume_size": list(frame)}
+    if completes:
+        entry["completes"] = True
     return entry
 
 
@@ -133,6 +136,11 @@ class LabelVolumeInferer(WindowDenoiser):
         if attempts < 1:
             raise ValueError(f"attempts: expected at least 1, found {attempts}")
         super().__init__(card, solver, steps, log_snr, guidance, evidence, height)
+        if self.completes:
+            raise DataError(
+                "model.json: sequence: expected weights that generate label maps, found some that "
+                "complete given ones (configs/complete.json after inference.json)"
+            )
         self.traits: Traits | None = None
         if card["network"].get("sizes"):
             self.traits = traits_of(card, "size_traits")
@@ -208,18 +216,7 @@ class LabelVolumeInferer(WindowDenoiser):
         self, network: nn.Module, indices: Sequence[int], attempt: int, device: torch.device
     ) -> list[Growth]:
         """Generate one volume for each index, the windows of a round together."""
-        volumes = [self._begin(index, attempt) for index in indices]
-        nothing = np.zeros(self.window, bool)
-        windows = [
-            Window(number, volume.low, nothing, volume.generators[START])
-            for number, volume in enumerate(volumes)
-        ]
-        while windows:
-            labels = self._round(network, volumes, windows, device)
-            for window, label in zip(windows, labels, strict=True):
-                volumes[window.volume].insert(window, label)
-            windows = [w for number, v in enumerate(volumes) for w in self._next(number, v)]
-        return volumes
+        return list(self.grown(network, [self._begin(i, attempt) for i in indices], device))
 
     def placed(self, growth: Growth) -> np.ndarray:
         """Return the volume (W, H, D) of what was grown in the frame: background beyond it."""
@@ -235,18 +232,12 @@ class LabelVolumeInferer(WindowDenoiser):
             stream: torch.Generator().manual_seed(derive_seed(self.seed, index, attempt, stream))
             for stream in (START, FORWARD, BACKWARD)
         }
-        places = height - self.window + 1
-        first = int(torch.randint(places, (1,), generator=streams[START]).item())
-        volume = Growth(np.zeros((height, *plane), dtype), first, first, [], streams)
+        volume = Growth.begun(np.zeros((height, *plane), dtype), self.window, streams)
         if self.traits is not None:
             stream = torch.Generator().manual_seed(derive_seed(self.seed, index, attempt, SIZES))
             volume.sizes = self.traits.draw(stream, self.sizes)
             volume.told = self.traits.shifted(volume.sizes, self.size_offsets)
         return volume
-
-    def _next(self, number: int, volume: Growth) -> list[Window]:
-        """Return the windows that extend a volume: forward, backward, both or none."""
-        return volume.extensions(number, self.window, self.overlap)
 
     def _reasons(self, label: np.ndarray) -> list[str]:
         known = self.cohort.labelled

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from medpair.data.card import Sampling, SliceOrder, part_of
+from medpair.data.cohort import cohort_of
 from medpair.data.files import DataError
-from medpair.data.label_codes import LabelCode
+from medpair.data.label_codes import LabelCode, has_label, restricted
 from medpair.data.memory import Parts
 from medpair.diffusion.process import Diffusion, Prediction
 from medpair.diffusion.solvers import Solver, sample
-from medpair.inferers.label_growth import Growth, Window
+from medpair.inferers.label_growth import START, Growth, Window
 from medpair.inferers.label_sampler import label_sampler
 
 # Convolutions round differently with every number of rows; a voxel that falls to the other side
@@ -45,6 +46,7 @@ class WindowDenoiser:
 
     Attributes:
         evaluations: how often the network was run.
+        completes: K, if voxels of the classes 1 to K are given in every slice; else 0.
         frame: (W, H, D) of what the network sees of a volume.
         corner: its first voxel in the volume.
         volume_size: (W, H, D) of the volume; beyond the frame it is background.
@@ -70,6 +72,7 @@ class WindowDenoiser:
         self.self_conditioning = bool(card["network"].get("self_conditioning", False))
         order = part_of(card, "sequence", SliceOrder)
         self.axis, self.window, self.overlap = order.axis, order.window, order.overlap
+        self.completes = cohort_of(card).labelled.num_labels if order.completes else 0
         self.frame, self.corner = list(order.frame), list(order.corner)
         self.volume_size = list(order.volume_size) or list(order.frame)
         if height is not None:
@@ -89,6 +92,26 @@ class WindowDenoiser:
         self.evidence = float(evidence)
         self.evaluations = 0
         self.parts = Parts("windows of slices", "--guidance 1")
+
+    def grown(
+        self, network: nn.Module, volumes: Sequence[Growth], device: torch.device
+    ) -> Sequence[Growth]:
+        """Let volumes that have only begun grow to both ends, the windows of a round together."""
+        nothing = np.zeros(self.window, bool)
+        windows = [
+            Window(number, volume.low, nothing, volume.generators[START])
+            for number, volume in enumerate(volumes)
+        ]
+        while windows:
+            labels = self._round(network, volumes, windows, device)
+            for window, label in zip(windows, labels, strict=True):
+                volumes[window.volume].insert(window, label)
+            windows = [
+                window
+                for number, volume in enumerate(volumes)
+                for window in volume.extensions(number, self.window, self.overlap)
+            ]
+        return volumes
 
     def _round(
         self,
@@ -135,10 +158,13 @@ class WindowDenoiser:
         """Return label slices (windows, m, H, W); the last is computed ``more`` times more."""
         windows = [*part, *[part[-1]] * more]
         m = self.window
-        given = np.stack([volumes[w.volume].label[w.first : w.first + m] for w in windows])
-        clean = self.code.encode(torch.from_numpy(given.astype(np.int64))).to(device)
+        stacked = np.stack([volumes[w.volume].label[w.first : w.first + m] for w in windows])
+        label = torch.from_numpy(stacked.astype(np.int64)).to(device)
+        clean = self.code.encode(label)
         known = torch.from_numpy(np.stack([w.known for w in windows])).to(device, torch.float32)
         hidden = 1.0 - known[:, None, :, None, None]
+        if self.completes:
+            hidden = hidden * ~has_label(label[:, None], self.completes)
         position = torch.tensor([w.first / self.frame[self.axis] for w in windows], device=device)
         told: dict[str, Tensor] = {}
         sizes = [size for w in windows if (size := volumes[w.volume].told) is not None]
@@ -154,6 +180,9 @@ class WindowDenoiser:
         of_given = noise() if self.guidance != 1.0 else None
         ones = torch.ones_like(hidden)
         said: Tensor | None = None  # of x_0, a step before
+        if self.completes:
+            nothing = clean.new_zeros(len(label), self.code.num_classes, *label.shape[1:])
+            said = self.code.mean(restricted(nothing, label, self.completes))
 
         def denoise(x: Tensor, t: float) -> Prediction:
             nonlocal said
@@ -162,14 +191,15 @@ class WindowDenoiser:
             scaled = (time * self.diffusion.schedule.timesteps).to(device, non_blocking=True)
             self.evaluations += 1
             given, drawn, free, times, place = clean, hidden, hidden, scaled, position
+            marked = known
             if of_given is not None:  # both branches in one batch
                 noised = self.diffusion.noised(clean, time, of_given)
                 given, drawn = torch.cat([clean, noised]), hidden.repeat(2, 1, 1, 1, 1)
                 # in the second the given slices are there, noised like the others and not marked
-                free = torch.cat([hidden, ones])
+                free, marked = torch.cat([hidden, ones]), torch.cat([known, 0.0 * known])
                 times, place = times.repeat(2), place.repeat(2)
             x_in = torch.lerp(given, x.repeat(len(given) // len(x), 1, 1, 1, 1), drawn)
-            inputs = [x_in, times, 1.0 - free[:, 0, :, 0, 0], place]
+            inputs = [x_in, times, marked, place]
             if self.diffusion.objective == "classes":
                 levels = self.diffusion.levels(time[:1], x)
                 inputs.append(self.code.evidence(x_in, *levels, free))
@@ -178,22 +208,29 @@ class WindowDenoiser:
             output, *without = network(*inputs, **told).split(len(x))
             if without:
                 output = self._guided(output, without[0])
-            prediction = self._predicted(output, x, time)
+            prediction = self._predicted(output, x, time, label)
             if self.self_conditioning:
                 # a branch is told its own answer: only in that are the given slices denoised too
-                rest = [self._predicted(own, x_in[len(x) :], time).x0 for own in without]
+                rest = [self._predicted(own, x_in[len(x) :], time, label).x0 for own in without]
                 said = torch.cat([prediction.x0, *rest]).clamp(-1.0, 1.0)
             return prediction
 
         x0 = sample(self.diffusion, denoise, start, self.grid, self.sampler.solver, noise)
-        return self.code.decode(x0)[: len(part)].cpu().numpy()
+        limits = (label, self.completes) if self.completes else ()
+        return self.code.decode(x0, *limits)[: len(part)].cpu().numpy()
 
-    def _predicted(self, output: Tensor, x: Tensor, time: Tensor) -> Prediction:
-        """Return what an output says of noisy windows (B, C, m, H, W) at times (B,)."""
+    def _predicted(self, output: Tensor, x: Tensor, time: Tensor, label: Tensor) -> Prediction:
+        """Return what an output says of noisy windows (B, C, m, H, W) at times (B,).
+
+        Where label maps are given, ``label`` (B, m, H, W) restricts what it says.
+        """
         if self.diffusion.objective != "classes":
             return self.diffusion.predicted(output.float(), x, time)
         own = self.code.evidence(x, *self.diffusion.levels(time, x))
-        return Prediction(self.code.mean(output.float() + self.evidence * own))
+        logits = output.float() + self.evidence * own
+        if self.completes:
+            logits = restricted(logits, label, self.completes)
+        return Prediction(self.code.mean(logits))
 
     def _guided(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Extrapolate the prediction; a learned variance is the conditional one's."""

@@ -50,7 +50,8 @@ APART = ("cases", "dataset_dir")
 def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | None = None) -> Path:
     """Write weights in half precision, and their card beside them.
 
-    float32 and bfloat16 become float16; whole numbers (counters of BatchNorm) and float64 stay as
+    The file is a deflated archive, which ``torch.load`` reads as it reads any other. float32 and
+    bfloat16 become float16; whole numbers (counters of BatchNorm) and float64 stay as
     they are. Loading gives a network in float32 again.
 
     Args:
@@ -84,7 +85,7 @@ def half(model_pt: str | Path, out: str | Path, sampling: Mapping[str, Any] | No
     state = halved(load_torch(source), source)
     # what is shipped is proved to load as inference loads it
     BUILDERS[kind](card).load_state_dict(state)
-    save_torch(target, state)
+    save_torch(target, state, compress=True)
     content = read_json(card.path)
     if sampling is not None:
         content["sampling"] = card["sampling"]
