@@ -8,14 +8,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from fire.parser import DefaultParseValue
 
-from medpair.chain_completion import lacks_unlabelled
+from medpair.chain_completion import (
+    COMPLETED,
+    COMPLETION,
+    completion_training,
+    completion_weights,
+    lacks_unlabelled,
+)
+from medpair.chain_options import (
+    IMAGES,
+    LABELS,
+    REFINER,
+    STAGES,
+    refuse_label_knobs,
+    refuse_training_knobs,
+    require_options,
+    separated,
+)
 from medpair.data.dataset import as_folders
 from medpair.data.files import DataError, read_json, write_json
 from medpair.engines.checkpoint import plain
@@ -23,11 +39,6 @@ from medpair.engines.settings import differences, training_cases
 
 WGAN = "wgan_sn_mp"
 SEGMENTATION = "unet_segmentation"
-# MedGen3D's stages in order: each bundle, and the folder of what it makes
-LABELS, IMAGES, REFINER = "medgen3d_mcdpm", "medgen3d_vid2vid", "medgen3d_semantic_refiner"
-STAGES = {LABELS: "labels", IMAGES: "images", REFINER: "pairs"}
-# what is generated around label maps that the first stage has not made, or made without it
-COMPLETED, COMPLETION = "completed", "completion.pt"
 # label maps that are generated where no number was asked for
 NUM_SAMPLES = 16
 # Knobs of a training that do not make it another one: with these an interrupted training may go on
@@ -181,65 +192,6 @@ def resolved_paths(knobs: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def require_options(options: Any) -> None:
-    """Refuse options that are not knobs by bundle, such as ``{'medgen3d_mcdpm': {'steps': 10}}``.
-
-    Raises:
-        DataError: names what was found instead.
-    """
-    if not isinstance(options, Mapping):
-        raise DataError(
-            f"options: expected knobs by bundle, {{'{LABELS}': {{'steps': 10}}}}, found {options!r}"
-        )
-    unknown = [bundle for bundle in options if bundle not in STAGES]
-    if unknown:
-        raise DataError(f"options: expected some of {list(STAGES)}, found {unknown}")
-    for bundle, knobs in options.items():
-        if not isinstance(knobs, Mapping) or not all(isinstance(key, str) for key in knobs):
-            raise DataError(
-                f"options: {bundle}: expected knobs by name, {{'seed': 1}}, found {knobs!r}"
-            )
-
-
-def refuse_training_knobs(
-    preset: str | None,
-    label_group: str | None,
-    training: Iterable[str],
-    options: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Refuse knobs of a training where nothing is trained.
-
-    Raises:
-        DataError: names all of them.
-    """
-    given = {"preset": preset, "label_group": label_group}
-    found = {key for key, value in given.items() if value is not None} | {*training}
-    names = sorted(found)
-    for bundle, knobs in options.items():
-        names += [f"options: {bundle}: {key}" for key in knobs if key.startswith("train_")]
-    if names:
-        raise DataError(
-            f"{', '.join(names)}: expected --dataset_dir beside it, to train on, found none"
-        )
-
-
-def refuse_label_knobs(num_samples: int | None, options: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse knobs of the first stage where one's own label maps take its place.
-
-    Raises:
-        DataError: names the knob.
-    """
-    if num_samples is not None:
-        raise DataError(
-            "num_samples: expected it without --labels, each of which gets an image, found both"
-        )
-    if options.get(LABELS):
-        raise DataError(
-            f"options: {LABELS}: expected none with --labels, which take this stage's place, "
-            f"found {sorted(options[LABELS])}"
-        )
-
-
 def generate_medgen3d(
     output: Path,
     bundles: Path,
@@ -258,7 +210,8 @@ def generate_medgen3d(
     With ``dataset``, the stages are trained on it first. Every stage is a dataset folder in
     ``output``: ``labels``, ``images``, ``pairs``; finished work is kept. What would have no effect
     is refused. Where images are drawn with classes for what has no label, and the label maps lack
-    them, those are generated around them first (``completed``), if there are weights for it.
+    them, those are generated around them first (``completed``), by a network of its own that is
+    trained with ``dataset``, or by weights that are there.
 
     Args:
         output: where everything goes; trained weights go into ``output / "models"``.
@@ -267,13 +220,14 @@ def generate_medgen3d(
         dataset: the real cohort to train on.
         labels: the user's own label maps (a dataset folder, images not needed): the first stage is
             left out, and every case of ``training`` gets an image.
-        models: folder with ``BUNDLE/model.pt`` of each stage, and perhaps the first one's
-            ``completion.pt``; default the bundles' own weights. Not with ``dataset``.
+        models: folder with ``BUNDLE/model.pt`` of each stage, and perhaps that of
+            ``medgen3d_mcdpm_completion``; default the bundles' own weights. Not with ``dataset``.
         preset: overlay of each bundle's training, such as ``compact``.
         training: knobs of every training (``label_group``, ``spacing``, ...); without ``dataset``
             only those that ``sampling`` has too.
         sampling: knobs of every inference (``device``, ``seed``, ...).
-        options: further knobs by bundle; those named ``train_KEY`` go to its training.
+        options: further knobs by bundle; those named ``train_KEY`` go to its training. Those of
+            ``medgen3d_mcdpm_completion`` are for what completes label maps.
         label_group: merge of the labels in ``labels``.
 
     Returns:
@@ -296,8 +250,7 @@ def generate_medgen3d(
     for bundle, name in STAGES.items():
         if bundle == LABELS and labels is not None:
             continue
-        own = dict(options.get(bundle, {}))
-        of_training = {key: own.pop(key) for key in list(own) if key.startswith("train_")}
+        own, of_training = separated(options.get(bundle, {}))
         weights = (models or bundles) / bundle / ("models" if models is None else "")
         if dataset is not None:
             weights = output / "models" / bundle
@@ -305,7 +258,10 @@ def generate_medgen3d(
             # the slicing axis is a matter of sequences; the refiner has all three views
             if bundle == REFINER:
                 knobs.pop("slicing_axis", None)
-            knobs |= {key.removeprefix("train_"): value for key, value in of_training.items()}
+            # the classes that have a label are learned alone, and what has none around them
+            if bundle == LABELS:
+                knobs.pop("unlabelled_classes", None)
+            knobs |= of_training
             train_step(weights, bundles / bundle, ["train", *([preset] if preset else [])], knobs)
         knobs = {"ckpt_path": str(weights / "model.pt"), "output_dir": str(output / name)}
         if bundle == LABELS:
@@ -314,16 +270,22 @@ def generate_medgen3d(
             knobs["dataset_dir"] = str(source)
             if source == labels and label_group is not None:
                 knobs["label_group"] = label_group
-        if bundle == IMAGES:
-            completion = (models or bundles) / LABELS / ("models" if models is None else "")
-            completion /= COMPLETION
-            group = knobs.get("label_group")
-            assert source is not None
-            if completion.exists() and lacks_unlabelled(source, weights / "model.pt", group):
+        if bundle == IMAGES and lacks_unlabelled(
+            Path(knobs["dataset_dir"]), weights / "model.pt", knobs.get("label_group")
+        ):
+            completing, of_training = separated(options.get(COMPLETION, {}))
+            completion = completion_weights(
+                bundles, models, output if dataset is not None else None
+            )
+            if dataset is not None:
+                learned = {"dataset_dir": str(dataset), **(training or {}), **of_training}
+                asked = completion_training(bundles, preset, weights / "model.pt")
+                train_step(completion.parent, bundles / LABELS, asked[0], {**asked[1], **learned})
+            if completion.exists():
                 made = {"ckpt_path": str(completion), "output_dir": str(output / COMPLETED)}
-                given = {**knobs, **made, **(sampling or {})}
+                given = {**knobs, **made, **(sampling or {}), **completing}
                 run_bundle(bundles / LABELS, ["inference", "complete"], given)
-                knobs |= {"dataset_dir": made["output_dir"]}
+                knobs["dataset_dir"] = made["output_dir"]
                 knobs.pop("label_group", None)
         run_bundle(bundles / bundle, ["inference"], {**knobs, **(sampling or {}), **own})
         source = output / name

@@ -1,13 +1,55 @@
-"""Whether label maps need classes for what has no label before images are drawn to them."""
+"""Classes for what has no label, around label maps that lack them, before images are drawn."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from medpair.data.card import card_path
 from medpair.data.dataset import load_dataset
 from medpair.data.files import DataError, read_json
+
+# What completes label maps: its options, and the folder of its weights
+COMPLETION = "medgen3d_mcdpm_completion"
+COMPLETED = "completed"
+SHIPPED = Path("medgen3d_mcdpm", "models", "completion.pt")
+
+
+def completion_weights(bundles: Path, models: Path | None, trained: Path | None) -> Path:
+    """Return where the weights lie that complete label maps, whether they are there or not.
+
+    Args:
+        bundles: the folder with the bundles.
+        models: that with an earlier run's weights.
+        trained: the run that trains its own.
+    """
+    if trained is not None:
+        return trained / "models" / COMPLETION / "model.pt"
+    return bundles / SHIPPED if models is None else models / COMPLETION / "model.pt"
+
+
+def completion_training(
+    bundles: Path, preset: str | None, images: Path
+) -> tuple[list[str], dict[str, Any]]:
+    """Return configs and knobs of the training that goes with images' weights.
+
+    Args:
+        bundles: the folder with the bundles.
+        preset: of all trainings.
+        images: weights of the second stage, which say how many classes there are.
+    """
+    count = len(hidden_classes(images))
+    if preset == "finetune" and (bundles / SHIPPED).exists():
+        return ["train", preset], {"ckpt_path": str(bundles / SHIPPED)}
+    overlays = ["compact" if preset == "finetune" else preset] if preset else []
+    return ["train", *overlays, "completion"], {"unlabelled_classes": count}
+
+
+def hidden_classes(weights: Path) -> list[str]:
+    """Return the names of the classes of what has no label that weights know."""
+    cohort = read_json(card_path(weights))["cohort"]
+    return list(cohort["labels"][-len(cohort["unlabelled"]) :] if "unlabelled" in cohort else [])
 
 
 def lacks_unlabelled(
@@ -25,8 +67,7 @@ def lacks_unlabelled(
     """
     # where a file is missing or faulty, the stage that needs it says so in its own words
     with suppress(DataError, KeyError, TypeError, AttributeError):
-        cohort = read_json(card_path(weights))["cohort"]
-        hidden = cohort["labels"][-len(cohort["unlabelled"]) :] if "unlabelled" in cohort else []
+        hidden = hidden_classes(weights)
         folder = load_dataset(labels, images=False)
         drawn = any(case.image is not None for case in folder.split(split))
         return not (drawn or {*hidden} <= {*folder.labels(label_group).names})

@@ -124,6 +124,7 @@ def read_cohort(
     intensity: Sequence[float] | None = None,
     unlabelled_classes: int = 0,
     unlabelled: Sequence[float] = (),
+    divide_if_possible: bool = False,
 ) -> tuple[Cohort, list[LabelledVolume]]:
     """Read one split of a dataset folder: all pairs in memory, and what to remember of them.
 
@@ -138,6 +139,8 @@ def read_cohort(
         unlabelled_classes: into how many classes, beside air, the background is divided by
             intensity (``medpair.data.unlabelled``).
         unlabelled: the intensities to divide it by, where they are known already.
+        divide_if_possible: leave a background that cannot be divided, as around a brain without its
+            skull, as it is, and say so.
 
     Raises:
         DataError: if a file cannot be used; names the file. So it does where a class has the name
@@ -181,7 +184,12 @@ def read_cohort(
     )
     if unlabelled_classes and not unlabelled:
         backgrounds = ((volume.image, volume.label) for volume in volumes)
-        unlabelled = find_thresholds(backgrounds, unlabelled_classes)
+        try:
+            unlabelled = find_thresholds(backgrounds, unlabelled_classes)
+        except ValueError as error:
+            if not divide_if_possible:
+                raise
+            logger.warning("%s: not divided, goes on without these classes: %s", folder.root, error)
     return _with_unlabelled(cohort, volumes, unlabelled, folder.root)
 
 
