@@ -18,7 +18,7 @@ import pytest
 from fire.parser import DefaultParseValue
 
 from medpair import chain
-from medpair.chain import IMAGES, LABELS, REFINER, find_bundles, generate_medgen3d
+from medpair.chain import COMPLETION, IMAGES, LABELS, REFINER, find_bundles, generate_medgen3d
 from medpair.cli import generate
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
@@ -126,6 +126,57 @@ def test_all_stages_from_a_cohort(in_this_process: list[str], tmp_path: Path) ->
         )
 
 
+def test_what_has_no_label_is_generated_around_the_label_maps(
+    in_this_process: list[str], tmp_path: Path
+) -> None:
+    """Stage 1 learns what has a label; a network of its own, what is around it."""
+    cohort, output = tiny_dataset(tmp_path / "cohort", count=3), tmp_path / "out"
+    small = {f"train_{k}": v for k, v in SMALL_MCDPM.items()}
+    completing = {"steps": 1, **small, "train_max_epochs": 1, "train_patch": 1}
+    more = {COMPLETION: completing}
+    training = {**CPU, "unlabelled_classes": 2}
+    generate_medgen3d(
+        output, BUNDLES, 2, cohort, training=training, sampling=CPU, options={**SMALL, **more}
+    )
+    made = [f"{kind} {LABELS}" for kind in ("train", "generate")]
+    steps = [f"train {IMAGES}", *made, f"generate {IMAGES}"]
+    assert in_this_process == [*made, *steps, f"train {REFINER}", f"generate {REFINER}"]
+    names = {
+        name: load_dataset(output / name, images=False).labels().names
+        for name in ("labels", "completed", "images", "pairs")
+    }
+    known = names["labels"]
+    assert names["pairs"] == known
+    assert names["completed"] == names["images"] == (*known, "unlabelled_1", "unlabelled_2")
+    record = read_json(output / "pairs" / "provenance" / "pair_000001.json")
+    line = [record]
+    while "made_from" in line[-1]:
+        line.append(line[-1]["made_from"])
+    assert [step["generator"] for step in line] == [REFINER, IMAGES, COMPLETION, LABELS]
+    before = stamps(output)
+    in_this_process.clear()
+    generate_medgen3d(
+        output, BUNDLES, 2, cohort, training=training, sampling=CPU, options={**SMALL, **more}
+    )
+    assert in_this_process == [f"generate {n}" for n in (LABELS, LABELS, IMAGES, REFINER)]
+    assert stamps(output) == before
+
+    # one's own label maps are completed by the weights that are there
+    maps = tmp_path / "maps"
+    shutil.copytree(output / "labels", maps)
+    shutil.rmtree(maps / "provenance")
+    own = generate_medgen3d(
+        tmp_path / "own",
+        BUNDLES,
+        labels=maps,
+        models=output / "models",
+        sampling=CPU,
+        options={COMPLETION: {"steps": 1}, REFINER: {"refine_steps": 1, "grid_steps": 20}},
+    )
+    assert load_dataset(own).labels().names == known
+    assert (tmp_path / "own" / "completed" / "labelsTr" / "pair_000000.nii.gz").exists()
+
+
 def test_each_stage_gets_its_knobs(commands: Commands, tmp_path: Path) -> None:
     pairs = generate_medgen3d(
         tmp_path / "out",
@@ -195,7 +246,7 @@ def test_the_verb_passes_on_what_was_said(
     first, second, _, fourth = (knobs for _, _, knobs in commands[:4])
     expected = {"spacing": [2, 2, 3], "slicing_axis": "sagittal", "device": "cpu"}
     assert expected.items() <= first.items()
-    assert [knobs.get("unlabelled_classes") for _, _, knobs in commands[::2]] == [2, 2, 2]
+    assert [knobs.get("unlabelled_classes") for _, _, knobs in commands[::2]] == [None, 2, 2]
     assert first["dataset_dir"] == "set"
     assert {"num_samples": 3, "seed": 4, "device": "cpu"}.items() <= second.items()
     assert fourth["direction"] == "backward"

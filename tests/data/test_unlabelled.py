@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from tests.conftest import tiny_dataset
 
 from medpair.data.cohort import Cohort, cohort_of, read_card, read_cohort
-from medpair.data.dataset import entry, write_dataset_json
+from medpair.data.dataset import entry, load_dataset, write_dataset_json
 from medpair.data.deform import Deformation, deformed_copies
-from medpair.data.files import DataError, Volume, read_json, write_json, write_volume
+from medpair.data.files import DataError, Volume, read_json, read_volume, write_json, write_volume
 from medpair.data.slice_pairs import FramedPairs
 from medpair.data.traits import contrast_traits, size_scores, size_traits
 from medpair.data.unlabelled import divided, find_thresholds, joined
@@ -86,6 +87,29 @@ def test_a_background_of_one_intensity_cannot_be_divided() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tiny_dataset(tmp_path / "set", size=SIZE)
+
+
+def test_brains_without_skulls_are_left_as_they_are_where_that_will_do(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fine-tuning takes the number of classes from the weights, whatever the new cohort shows."""
+    for case in load_dataset(folder).split("training"):
+        assert case.image is not None
+        assert case.label is not None
+        image, label = read_volume(case.image), read_volume(case.label)
+        stripped = np.where(label.array > 0, image.array, 0)
+        write_volume(case.image, Volume(stripped, image.affine, image.orientation))
+    with pytest.raises(ValueError, match="unlabelled_classes: expected a background of more"):
+        read_cohort(folder, unlabelled_classes=2)
+    with caplog.at_level(logging.WARNING):
+        cohort, volumes = read_cohort(folder, unlabelled_classes=2, divide_if_possible=True)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].startswith(f"{folder}: not divided, goes on without these classes: unlabelled_")
+    plain, before = read_cohort(folder)
+    assert cohort == plain
+    for one, other in zip(before, volumes, strict=True):
+        np.testing.assert_array_equal(one.label, other.label)
 
 
 def test_a_cohort_remembers_how_it_was_divided(folder: Path) -> None:
