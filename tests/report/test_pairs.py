@@ -67,6 +67,18 @@ def test_label_group_merges_classes(tmp_path):
         open_pairs(folder, label_group="middle")
 
 
+def test_what_has_no_label_has_none_in_a_report_either(tmp_path):
+    """A stage's folder has classes for it: of a head they would be the face."""
+    folder = tiny_dataset(tmp_path / "set", 1, (18, 10, 10), 3)
+    plain = open_pairs(folder)
+    stored = plain[0].label
+    known = {"background": 0, plain.names[0]: 1, "unlabelled_1": 2, "unlabelled_2": 3}
+    change(folder, labels=known)
+    pairs = open_pairs(folder)
+    assert pairs.names == plain.names[:1]
+    assert np.array_equal(pairs[0].label, stored == 1)
+
+
 def test_pairs_are_brought_to_a_spacing(tmp_path):
     folder = tiny_dataset(tmp_path / "set", 1, (16, 14, 12), spacing=(1.0, 1.0, 2.0))
     pair = open_pairs(folder, spacing=(2.0, 2.0, 2.0))[0]

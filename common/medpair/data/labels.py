@@ -49,6 +49,17 @@ class LabelMap:
         """All stored values that this map accepts."""
         return {value for group in self.values for value in group} | set(self.ignored)
 
+    def without(self, prefix: str) -> LabelMap:
+        """Return the map in which classes whose names begin with ``prefix`` are background."""
+        out = [bool(k) and name.startswith(prefix) for k, name in enumerate(self.names)]
+        pairs = list(zip(self.names, self.values, out, strict=True))
+        ignored = [value for _, group, left in pairs if left for value in group]
+        return LabelMap(
+            tuple(name for name, _, left in pairs if not left),
+            tuple(group for _, group, left in pairs if not left),
+            (*self.ignored, *ignored),
+        )
+
     def encode(self, stored: np.ndarray, source: str = "label") -> np.ndarray:
         """Map stored values (any shape, whole numbers) to class indices, uint8 or uint16.
 

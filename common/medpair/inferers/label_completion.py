@@ -26,8 +26,8 @@ from medpair.inferers.cases import CaseVolumes
 from medpair.inferers.label_growth import BACKWARD, FORWARD, START, Growth
 from medpair.inferers.label_windows import WindowDenoiser
 
-# Half as many as for whole label maps: heads that 10 and 5 steps generate around the same brain have
-# the same shares of each class, and neighbours agree as often (the bundle's README)
+# Half as many as for whole label maps: heads that 10 and 5 steps generate around a brain have the
+# same share of each class, and neighbours agree as often (the bundle's README)
 COMPLETION_STEPS = 5
 
 

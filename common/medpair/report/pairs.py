@@ -16,6 +16,7 @@ from medpair.data.intensity import robust_range, to_unit
 from medpair.data.labels import LabelMap, whole_values
 from medpair.data.resampling import resample, same_spacing
 from medpair.data.sampling import numpy_generator
+from medpair.data.unlabelled import PREFIX
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,9 @@ def open_pairs(
 ) -> PairFolder:
     """Open the labelled pairs of one split.
 
+    Classes of what has no label, which the stages hand on to each other, are background here: a
+    report compares labels, and its pictures show nothing that is far from any (no face).
+
     Args:
         root: the dataset folder.
         split: training, validation or test.
@@ -146,7 +150,8 @@ def open_pairs(
                 "found none"
             )
     picked = _drawn(cases, limit, seed)
-    return PairFolder(folder, split, folder.labels(label_group), picked, len(cases), spacing)
+    classes = folder.labels(label_group).without(PREFIX)
+    return PairFolder(folder, split, classes, picked, len(cases), spacing)
 
 
 def few(pairs: PairFolder, count: int, seed: int = 0) -> PairFolder:
