@@ -98,7 +98,8 @@ def generate(
 
     Args:
         family: medgen3d.
-        output_dir: where everything goes: labels, images, pairs, and models if they are trained.
+        output_dir: where everything goes: labels, perhaps completed, images, pairs, and models if
+            they are trained.
         num_samples: label maps to generate, 16 by default; not with labels.
         dataset_dir: train every stage on this dataset folder first; default: weights that exist.
         labels: start from your own label maps, a dataset folder whose entries need no image; each
@@ -111,11 +112,13 @@ def generate(
         spacing: millimetres per axis to train at, such as 2,2,2; with dataset_dir.
         slicing_axis: axial, coronal or sagittal; with dataset_dir.
         unlabelled_classes: into how many classes what has no label is divided by intensity, so that
-            images are drawn with all of a patient; with dataset_dir.
+            images are drawn with all of a patient (1 to 4; one training more); with dataset_dir.
+            Default 0, or with the preset finetune as the weights have it.
         seed: of the samples.
         device: cpu or cuda.
         options: further knobs by bundle, train_KEY for its training:
-            "{'medgen3d_mcdpm': {'steps': 10, 'train_max_epochs': 20}}".
+            "{'medgen3d_mcdpm': {'steps': 10, 'train_max_epochs': 20}}"; those of
+            medgen3d_mcdpm_completion are for what is generated around label maps.
         bundles: the folder with the bundles; default here, or where MedPair lies.
     """
     from medpair.chain import find_bundles, generate_medgen3d
