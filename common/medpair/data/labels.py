@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,9 @@ class LabelMap:
         """All stored values that this map accepts."""
         return {value for group in self.values for value in group} | set(self.ignored)
 
-    def without(self, prefix: str) -> LabelMap:
-        """Return the map in which classes whose names begin with ``prefix`` are background."""
-        out = [bool(k) and name.startswith(prefix) for k, name in enumerate(self.names)]
+    def without(self, names: Collection[str]) -> LabelMap:
+        """Return the map in which the classes of these names are background."""
+        out = [bool(k) and name in names for k, name in enumerate(self.names)]
         pairs = list(zip(self.names, self.values, out, strict=True))
         ignored = [value for _, group, left in pairs if left for value in group]
         return LabelMap(

@@ -16,7 +16,7 @@ from medpair.data.intensity import robust_range, to_unit
 from medpair.data.labels import LabelMap, whole_values
 from medpair.data.resampling import resample, same_spacing
 from medpair.data.sampling import numpy_generator
-from medpair.data.unlabelled import PREFIX
+from medpair.data.unlabelled import MOST, class_names
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def open_pairs(
                 "found none"
             )
     picked = _drawn(cases, limit, seed)
-    classes = folder.labels(label_group).without(PREFIX)
+    classes = folder.labels(label_group).without(class_names(MOST))
     return PairFolder(folder, split, classes, picked, len(cases), spacing)
 
 
