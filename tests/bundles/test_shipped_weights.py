@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -86,24 +85,13 @@ def test_a_brain_has_the_sizes_of_one_and_a_segmenter_of_real_brains_finds_it(
     tmp_path: Path,
 ) -> None:
     """The chain as it ships, at its default sampling; not refined, which would take a minute."""
-    labels, completed, images = (tmp_path / name for name in ("labels", "completed", "images"))
-    scores = tmp_path / "scores"
-    whole, around = ["inference"], ["inference", "complete"]
-    told, drawn = {"dataset_dir": str(labels)}, {"dataset_dir": str(completed)}
-    steps: list[tuple[str, list[str], str, Path, dict[str, Any]]] = [
-        ("medgen3d_mcdpm", whole, "model.pt", labels, {"num_samples": 1}),
-        ("medgen3d_mcdpm", around, "completion.pt", completed, told),
-        ("medgen3d_vid2vid", whole, "model.pt", images, {**drawn, "keep_unlabelled": False}),
-    ]
-    for bundle, configs, name, output, knobs in steps:
-        weights = str(BUNDLES / bundle / "models" / name)
-        run(bundle, configs, "infer", ckpt_path=weights, output_dir=str(output), **knobs)
-    # the head around it is tissue of several kinds, about as much of each as in real ones
-    head = load_dataset(completed, images=False).split("training")[0]
-    assert head.label is not None
-    counts = np.bincount(read_volume(head.label).array.astype(int).ravel(), minlength=8)
-    shares = counts[5:] / counts.sum()
-    assert ((shares > 0.02) & (shares < 0.25)).all()
+    labels, images, scores = tmp_path / "labels", tmp_path / "images", tmp_path / "scores"
+    for bundle, output, knobs in (
+        ("medgen3d_mcdpm", labels, {"num_samples": 1}),
+        ("medgen3d_vid2vid", images, {"dataset_dir": str(labels), "batch_size": 1}),
+    ):
+        weights = str(BUNDLES / bundle / "models" / "model.pt")
+        run(bundle, ["inference"], "infer", ckpt_path=weights, output_dir=str(output), **knobs)
     folder = load_dataset(images)
     case = folder.split("training")[0]
     assert case.image is not None

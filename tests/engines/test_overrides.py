@@ -23,6 +23,7 @@ CONFIGS = sorted(
     if path.stem != "metadata"
 )
 MAIN = {"train", "inference"}
+OVER_INFERENCE = {"complete", "evaluate", "multi_gpu_inference"}
 
 
 def workflow(bundle: str, *configs: str, **overrides: Any) -> ConfigWorkflow:
@@ -40,8 +41,7 @@ def names_of(bundle: str, config: str) -> list[str]:
     """Return the configs that one of the bundle's is used with."""
     if config in MAIN:
         return [config]
-    first = "inference" if config in ("evaluate", "multi_gpu_inference") else "train"
-    return [first, config]
+    return ["inference" if config in OVER_INFERENCE else "train", config]
 
 
 def path_of(bundle: str, config: str) -> Path:
