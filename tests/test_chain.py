@@ -176,6 +176,33 @@ def test_what_has_no_label_is_generated_around_the_label_maps(
     assert load_dataset(own).labels().names == known
     assert (tmp_path / "own" / "completed" / "labelsTr" / "pair_000000.nii.gz").exists()
 
+    # those of another list, too, and those that have images are as these say
+    content = read_json(maps / "dataset.json")
+    write_json(maps / "dataset.json", content | {"training": [], "validation": content["training"]})
+    other = {"split": "validation"}
+    last = generate_medgen3d(
+        tmp_path / "other",
+        BUNDLES,
+        labels=maps,
+        models=output / "models",
+        sampling=CPU,
+        options={
+            COMPLETION: {"steps": 1},
+            IMAGES: other,
+            REFINER: {"refine_steps": 1, "grid_steps": 20, **other},
+        },
+    )
+    completed = load_dataset(tmp_path / "other" / "completed", images=False)
+    assert len(completed.split("validation")) == len(load_dataset(last).split("validation")) == 2
+    with pytest.raises(DataError, match=f"^options: {COMPLETION}: expected none"):
+        generate_medgen3d(
+            tmp_path / "drawn",
+            BUNDLES,
+            labels=cohort,
+            models=output / "models",
+            options={COMPLETION: {"steps": 1}},
+        )
+
 
 def test_each_stage_gets_its_knobs(commands: Commands, tmp_path: Path) -> None:
     pairs = generate_medgen3d(
@@ -310,6 +337,11 @@ def test_options_that_are_none_are_refused(commands: Commands, tmp_path: Path) -
         (
             {"labels": "maps", "options": {LABELS: {"steps": 3}}},
             rf"options: {LABELS}: expected none with --labels.* found \['steps'\]",
+        ),
+        ({"options": {COMPLETION: {"steps": 5}}}, rf"options: {COMPLETION}: .* found \['steps'\]"),
+        (
+            {"dataset_dir": "set", "options": {COMPLETION: {"train_max_epochs": 5}}},
+            rf"options: {COMPLETION}: .* found \['train_max_epochs'\]",
         ),
         (
             {"labels": "maps", "dataset_dir": "set", "options": {LABELS: {"train_seed": 3}}},

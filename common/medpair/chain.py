@@ -21,12 +21,14 @@ from medpair.chain_completion import (
     completion_training,
     completion_weights,
     lacks_unlabelled,
+    may_complete,
 )
 from medpair.chain_options import (
     IMAGES,
     LABELS,
     REFINER,
     STAGES,
+    refuse_completion_knobs,
     refuse_label_knobs,
     refuse_training_knobs,
     require_options,
@@ -110,18 +112,31 @@ def run_to_the_end(command: Sequence[str]) -> int:
     when this process alone is terminated. Here a termination is passed on, and both are waited
     for.
     """
-    with subprocess.Popen(command) as process:
-        before = None
-        if threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the terminal has told the command as well
-            process.wait()
-            raise
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+    started: list[subprocess.Popen[bytes]] = []
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        for process in started:
+            process.terminate()
+
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        # before the command runs, or a termination at its start would end this process alone
+        before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with subprocess.Popen(command) as process:
+            started.append(process)
+            if stopped.is_set():
+                process.terminate()
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # the terminal has told the command as well
+                process.wait()
+                raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def train_step(
@@ -246,6 +261,16 @@ def generate_medgen3d(
         raise DataError("models: expected it without --dataset_dir, which trains, found both")
     if labels is not None:
         refuse_label_knobs(num_samples, options)
+    completion = completion_weights(bundles, models, output if dataset is not None else None)
+    drawing, of_drawing = separated(options.get(IMAGES, {}))
+    split = str(drawing.get("split", "training"))
+    if dataset is None:
+        drawer = (models or bundles) / IMAGES / ("models" if models is None else "") / "model.pt"
+        completes = may_complete(drawer, completion, labels, label_group, split)
+    else:
+        classes = {**(training or {}), **of_drawing}.get("unlabelled_classes")
+        completes = preset == "finetune" or bool(classes)
+    refuse_completion_knobs(completes, options)
     source = labels
     for bundle, name in STAGES.items():
         if bundle == LABELS and labels is not None:
@@ -271,19 +296,16 @@ def generate_medgen3d(
             if source == labels and label_group is not None:
                 knobs["label_group"] = label_group
         if bundle == IMAGES and lacks_unlabelled(
-            Path(knobs["dataset_dir"]), weights / "model.pt", knobs.get("label_group")
+            Path(knobs["dataset_dir"]), weights / "model.pt", knobs.get("label_group"), split
         ):
             completing, of_training = separated(options.get(COMPLETION, {}))
-            completion = completion_weights(
-                bundles, models, output if dataset is not None else None
-            )
             if dataset is not None:
                 learned = {"dataset_dir": str(dataset), **(training or {}), **of_training}
-                asked = completion_training(bundles, preset, weights / "model.pt")
+                asked = completion_training(preset, weights / "model.pt")
                 train_step(completion.parent, bundles / LABELS, asked[0], {**asked[1], **learned})
             if completion.exists():
                 made = {"ckpt_path": str(completion), "output_dir": str(output / COMPLETED)}
-                given = {**knobs, **made, **(sampling or {}), **completing}
+                given = {**knobs, "split": split, **made, **(sampling or {}), **completing}
                 run_bundle(bundles / LABELS, ["inference", "complete"], given)
                 knobs["dataset_dir"] = made["output_dir"]
                 knobs.pop("label_group", None)

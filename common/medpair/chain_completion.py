@@ -13,7 +13,8 @@ from medpair.data.files import DataError, read_json
 # What completes label maps: its options, and the folder of its weights
 COMPLETION = "medgen3d_mcdpm_completion"
 COMPLETED = "completed"
-SHIPPED = Path("medgen3d_mcdpm", "models", "completion.pt")
+# where it looks for weights among the bundles' own (configs/complete.json does, too)
+BESIDE = Path("medgen3d_mcdpm", "models", "completion.pt")
 
 
 def completion_weights(bundles: Path, models: Path | None, trained: Path | None) -> Path:
@@ -26,30 +27,51 @@ def completion_weights(bundles: Path, models: Path | None, trained: Path | None)
     """
     if trained is not None:
         return trained / "models" / COMPLETION / "model.pt"
-    return bundles / SHIPPED if models is None else models / COMPLETION / "model.pt"
+    return bundles / BESIDE if models is None else models / COMPLETION / "model.pt"
 
 
-def completion_training(
-    bundles: Path, preset: str | None, images: Path
-) -> tuple[list[str], dict[str, Any]]:
+def completion_training(preset: str | None, images: Path) -> tuple[list[str], dict[str, Any]]:
     """Return configs and knobs of the training that goes with images' weights.
 
     Args:
-        bundles: the folder with the bundles.
-        preset: of all trainings.
+        preset: of all trainings; where they are fine-tunings, there is nothing that this one could
+            begin from, and ``compact`` takes its place.
         images: weights of the second stage, which say how many classes there are.
     """
-    count = len(hidden_classes(images))
-    if preset == "finetune" and (bundles / SHIPPED).exists():
-        return ["train", preset], {"ckpt_path": str(bundles / SHIPPED)}
     overlays = ["compact" if preset == "finetune" else preset] if preset else []
-    return ["train", *overlays, "completion"], {"unlabelled_classes": count}
+    return ["train", *overlays, "completion"], {"unlabelled_classes": len(hidden_classes(images))}
 
 
 def hidden_classes(weights: Path) -> list[str]:
     """Return the names of the classes of what has no label that weights know."""
     cohort = read_json(card_path(weights))["cohort"]
-    return list(cohort["labels"][-len(cohort["unlabelled"]) :] if "unlabelled" in cohort else [])
+    labels = list(cohort["labels"])
+    return labels[len(labels) - len(cohort.get("unlabelled", ())) :]
+
+
+def may_complete(
+    images: Path,
+    completion: Path,
+    labels: Path | None,
+    label_group: str | None = None,
+    split: str = "training",
+) -> bool:
+    """Return whether weights that are there complete label maps.
+
+    Args:
+        images: weights of the second stage.
+        completion: those that complete.
+        labels: dataset folder of the label maps; None: generated ones, by weights not known here.
+        label_group: merge of the labels.
+        split: which list of ``dataset.json``.
+    """
+    if not completion.exists():
+        return False
+    if labels is not None:
+        return lacks_unlabelled(labels, images, label_group, split)
+    with suppress(DataError, KeyError, TypeError, AttributeError):
+        return bool(hidden_classes(images))
+    return False
 
 
 def lacks_unlabelled(

@@ -63,6 +63,20 @@ def refuse_training_knobs(
         )
 
 
+def refuse_completion_knobs(completes: bool, options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse knobs of what completes label maps where nothing does.
+
+    Raises:
+        DataError: names them.
+    """
+    if options.get(COMPLETION) and not completes:
+        raise DataError(
+            f"options: {COMPLETION}: expected none where no label map is completed (which takes "
+            "weights with classes for what has no label, or --unlabelled_classes, and label maps "
+            f"that lack them), found {sorted(options[COMPLETION])}"
+        )
+
+
 def refuse_label_knobs(num_samples: int | None, options: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse knobs of the first stage where one's own label maps take its place.
 

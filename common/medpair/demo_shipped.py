@@ -21,7 +21,6 @@ from medpair.chain import (
     generate_medgen3d,
     run_bundle,
 )
-from medpair.chain_completion import SHIPPED
 from medpair.data.card import MODEL, TRAINING, card_path
 from medpair.data.cohort import Cohort, cohort_of, read_card
 from medpair.data.dataset import load_dataset
@@ -91,11 +90,8 @@ def find_shipped(folder: Path, bundles: Path) -> list[Shipped]:
         name = cohort.name if path.name == MODEL else path.stem
         found.append(Shipped(folder / plain_name("wgan", name), (path,), cohort, WGAN_PAIRS))
     stages = tuple(bundles / bundle / "models" / MODEL for bundle in STAGES)
-    around = bundles / SHIPPED
     if all(path.is_file() for path in stages):
-        # the last makes the images that are shown; what completes label maps was trained, too
-        stages = (*([around] if around.is_file() else []), *stages)
-        cohort = cohort_of(read_card(stages[-1])).labelled
+        cohort = cohort_of(read_card(stages[0])).labelled
         place = folder / plain_name("medgen3d", cohort.name)
         found.append(Shipped(place, stages, cohort, MEDGEN3D_PAIRS))
     return found

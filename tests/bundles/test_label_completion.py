@@ -178,6 +178,11 @@ def test_weights_of_one_kind_are_refused_for_the_other(
     assert "expected weights that complete label maps, found some that generate" in str(
         first_data_error(caught.value)
     )
+    # nor has a given label map sizes to be told
+    for knob, value in (("sizes", {"liver": 1.0}), ("reject", True), ("guidance", 2.0)):
+        with pytest.raises((ValueError, RuntimeError)) as refused:
+            complete(weights, maps, tmp_path / "out", **{knob: value})
+        assert f"{knob}: expected" in chain_of(refused.value)
     # nor does a training of one kind go on as the other
     with pytest.raises((DataError, RuntimeError)) as caught:
         run(
@@ -190,10 +195,19 @@ def test_weights_of_one_kind_are_refused_for_the_other(
     assert "completes: None then, True now" in str(first_data_error(caught.value))
 
 
+def chain_of(error: BaseException | None) -> str:
+    """Return what an error and its causes say; MONAI wraps what a component raises."""
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"unlabelled_classes": 0}, "completes: expected unlabelled_classes of 1 or more"),
+        ({"unlabelled_classes": 0}, "completes: expected a background divided into unlabelled_cl"),
         ({"completes": "yes"}, "completes: expected True or False, found the text 'yes'"),
         ({"size_conditioning": True}, "size_conditioning: expected False with completes"),
         ({"crop_to_labels": True}, "crop_to_labels: expected False with completes"),
@@ -206,12 +220,7 @@ def test_knobs_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises((ValueError, RuntimeError)) as caught:
         train(dataset, tmp_path / "run", **knobs)
-    error: BaseException | None = caught.value
-    said = []
-    while error is not None:
-        said.append(str(error))
-        error = error.__cause__ or error.__context__
-    assert any(message in text for text in said), said
+    assert message in chain_of(caught.value)
 
 
 def test_a_label_that_training_never_saw_is_named(

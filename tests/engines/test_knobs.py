@@ -42,7 +42,8 @@ def test_a_misspelt_knob_is_refused_with_the_nearest(bundle: str) -> None:
 def test_every_overlay_of_ours_is_accepted_and_a_wrong_entry_is_not(
     bundle: str, preset: str, tmp_path: Path
 ) -> None:
-    first = "inference" if preset in ("evaluate", "multi_gpu_inference") else "train"
+    over_inference = ("complete", "evaluate", "multi_gpu_inference")
+    first = "inference" if preset in over_inference else "train"
     both = f"['{config(bundle, first)}','{config(bundle, preset)}']"
     refuse_unknown_knobs([*RUNNER, "--config_file", both])
     wrong = tmp_path / "mine.json"

@@ -139,8 +139,8 @@ def read_cohort(
         unlabelled_classes: into how many classes, beside air, the background is divided by
             intensity (``medpair.data.unlabelled``).
         unlabelled: the intensities to divide it by, where they are known already.
-        divide_if_possible: leave a background that cannot be divided, as around a brain without its
-            skull, as it is, and say so.
+        divide_if_possible: leave a background that cannot be divided, as around a brain that was
+            cut out by its label map, as it is, and say so.
 
     Raises:
         DataError: if a file cannot be used; names the file. So it does where a class has the name

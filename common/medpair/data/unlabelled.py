@@ -4,10 +4,10 @@ Label maps name what somebody needed: four tissues of the brain, seven organs of
 around them, all background, is most of the image, and a generator that draws images to label maps
 knows nothing of it: it draws a blur, and a segmenter trained on that finds organs in it. So the
 background of each training volume can be divided by intensity into air and a few tissues, by
-thresholds that all volumes of the cohort share. Label maps are then generated with these classes,
-images drawn to them, and the classes left out when pairs are written. (Dividing the unlabelled
-surroundings into intensity clusters is also how SynthSeg paints them: Billot et al. 2023,
-doi:10.1016/j.media.2023.102789.)
+thresholds that all volumes of the cohort share. These classes are generated with or around label
+maps, images drawn to them, and the classes left out when pairs are written. (Dividing the
+unlabelled surroundings into intensity clusters is also how SynthSeg paints them: Billot et al.
+2023, doi:10.1016/j.media.2023.102789.)
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ the head around the brain that images are drawn to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ from medpair.inferers.label_windows import WindowDenoiser
 # Half as many as for whole label maps: heads that 10 and 5 steps generate around a brain have the
 # same share of each class, and neighbours agree as often (the bundle's README)
 COMPLETION_STEPS = 5
+# What inference.json asks of whole label maps, as long as nothing is asked for
+WHOLE = {
+    "guidance": 1.0,
+    "sizes": None,
+    "size_offsets": None,
+    "height": None,
+    "reject": False,
+    "attempts": 10,
+}
 
 
 def labels_to_complete(
@@ -45,8 +54,8 @@ def labels_to_complete(
         return 0
     if not cohort.unlabelled:
         raise ValueError(
-            "completes: expected unlabelled_classes of 1 or more, which are what is generated, "
-            "found 0"
+            "completes: expected a background divided into unlabelled_classes of 1 or more, which "
+            "are what is generated, found one that is not divided"
         )
     for name, value in (
         ("size_conditioning", size_conditioning),
@@ -71,9 +80,11 @@ class LabelCompleter(WindowDenoiser):
         log_snr: where the steps of ``dpm_solver_pp`` begin and end. For None, here and in the two
             before, see ``label_sampler``.
         evidence: see ``LabelVolumeInferer``.
+        whole: knobs of whole label maps, which would have no effect around given ones.
 
     Raises:
         DataError: if the weights are none that complete label maps.
+        ValueError: if a knob of whole label maps is used.
     """
 
     def __init__(
@@ -84,7 +95,14 @@ class LabelCompleter(WindowDenoiser):
         steps: int | None = None,
         log_snr: Sequence[float] | None = None,
         evidence: float | None = None,
+        whole: Mapping[str, Any] | None = None,
     ) -> None:
+        for name, value in (whole or {}).items():
+            if value != WHOLE[name]:
+                raise ValueError(
+                    f"{name}: expected {WHOLE[name]} with complete.json, as it is the label map "
+                    f"given that decides, found {value!r}"
+                )
         if steps is None and solver in (None, "dpm_solver_pp"):
             steps = COMPLETION_STEPS
         super().__init__(card, solver, steps, log_snr, 1.0, evidence, None)

@@ -136,6 +136,9 @@ def preview_datasets(
 ) -> Path:
     """Write one picture with pairs of each folder, a column a folder (two columns for one alone).
 
+    Classes for what has no label are drawn like any other, where a folder has them: whoever looks
+    wants to see what images were drawn to.
+
     Args:
         folders: dataset folders.
         output: the PNG.
