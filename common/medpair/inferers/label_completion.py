@@ -35,8 +35,7 @@ WHOLE = {
     "sizes": None,
     "size_offsets": None,
     "height": None,
-    "reject": False,
-    "attempts": 10,
+    "reject": False,  # without which attempts have no effect for whole ones either
 }
 
 
