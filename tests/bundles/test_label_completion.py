@@ -17,7 +17,7 @@ from medpair.data.faults import errors_of
 from medpair.data.files import DataError, read_json, read_volume, write_json
 from medpair.engines.refusals import first_data_error
 from tests.bundles.conftest import SMALL_MCDPM, SMALL_VID2VID, assert_same_run, run, volumes
-from tests.bundles.test_unlabelled_classes import DIVIDED, PLAIN, alone, classes
+from tests.bundles.test_unlabelled_classes import DIVIDED, PLAIN, alone, chain_of, classes
 
 LABELS, IMAGES = "medgen3d_mcdpm", "medgen3d_vid2vid"
 SMALL = {**SMALL_MCDPM, "unlabelled_classes": 2}
@@ -193,15 +193,6 @@ def test_weights_of_one_kind_are_refused_for_the_other(
             **{**SMALL, "max_epochs": 2},
         )
     assert "completes: None then, True now" in str(first_data_error(caught.value))
-
-
-def chain_of(error: BaseException | None) -> str:
-    """Return what an error and its causes say; MONAI wraps what a component raises."""
-    said = []
-    while error is not None:
-        said.append(str(error))
-        error = error.__cause__ or error.__context__
-    return "\n".join(said)
 
 
 @pytest.mark.parametrize(

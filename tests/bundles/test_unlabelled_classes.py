@@ -14,10 +14,11 @@ import pytest
 from medpair.data.check import check_dataset
 from medpair.data.dataset import load_dataset
 from medpair.data.faults import errors_of
-from medpair.data.files import DataError, read_json, read_volume
+from medpair.data.files import DataError, Volume, read_json, read_volume, write_volume
 from medpair.data.labels import LabelMap
 from medpair.engines.refusals import first_data_error
 from tests.bundles.conftest import SMALL_MCDPM, SMALL_REFINER, SMALL_VID2VID, run, volumes
+from tests.conftest import tiny_dataset
 
 LABELS, IMAGES, REFINER = "medgen3d_mcdpm", "medgen3d_vid2vid", "medgen3d_semantic_refiner"
 STAGES = {
@@ -160,6 +161,47 @@ def test_fine_tuning_divides_as_the_weights_were(
             batch_size=2,
         )
         assert read_json(tmp_path / bundle / "model.json")["cohort"]["labels"] == DIVIDED
+
+
+def chain_of(error: BaseException | None) -> str:
+    """Return what an error and its causes say; MONAI wraps what a component raises."""
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
+
+
+def stripped(folder: Path) -> Path:
+    """Return a cohort of which nothing is seen but what has a label."""
+    tiny_dataset(folder, count=3)
+    for case in load_dataset(folder).split("training"):
+        assert case.image is not None
+        assert case.label is not None
+        image, label = read_volume(case.image), read_volume(case.label)
+        inside = np.where(label.array > 0, image.array, 0)
+        write_volume(case.image, Volume(inside, image.affine, image.orientation))
+    return folder
+
+
+@pytest.mark.parametrize("bundle", STAGES)
+def test_fine_tuning_goes_on_undivided_unless_it_was_told_to_divide(
+    bundle: str, models: Path, tmp_path: Path
+) -> None:
+    knobs = {
+        "ckpt_path": str(models / bundle / "model.pt"),
+        "dataset_dir": str(stripped(tmp_path / "cohort")),
+        "max_epochs": 1,
+        "iterations_per_epoch": 1,
+        "batch_size": 2,
+    }
+    run(bundle, ["train", "finetune"], output_dir=str(tmp_path / "tuned"), **knobs)
+    assert read_json(tmp_path / "tuned" / "model.json")["cohort"]["labels"] == PLAIN
+    told = {**knobs, "unlabelled_classes": 1, "output_dir": str(tmp_path / "told")}
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        run(bundle, ["train", "finetune"], **told)
+    expected = "unlabelled_classes: expected a background of more than 1 intens"
+    assert expected in chain_of(caught.value)
 
 
 def test_a_run_goes_on_only_as_it_was_divided(models: Path, dataset: str) -> None:

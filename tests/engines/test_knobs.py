@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fire.parser import DefaultParseValue
 from tests.bundles.conftest import BUNDLES
+from tests.engines.test_overrides import OVER_INFERENCE
 
 from medpair.data.files import DataError
 from medpair.engines.knob_numbers import refuse_wrong_numbers
@@ -42,8 +43,7 @@ def test_a_misspelt_knob_is_refused_with_the_nearest(bundle: str) -> None:
 def test_every_overlay_of_ours_is_accepted_and_a_wrong_entry_is_not(
     bundle: str, preset: str, tmp_path: Path
 ) -> None:
-    over_inference = ("complete", "evaluate", "multi_gpu_inference")
-    first = "inference" if preset in over_inference else "train"
+    first = "inference" if preset in OVER_INFERENCE else "train"
     both = f"['{config(bundle, first)}','{config(bundle, preset)}']"
     refuse_unknown_knobs([*RUNNER, "--config_file", both])
     wrong = tmp_path / "mine.json"
